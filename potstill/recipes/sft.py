@@ -1,0 +1,31 @@
+"""Supervised fine-tuning: cross-entropy on the data's own responses. No teacher.
+
+It is the baseline every distilled student has to beat, and the usual first step of a teacher or a student for a task.
+
+Defaults: those of ``kd``, so that the two compare; the student is cut from the embedded model.
+"""
+
+from __future__ import annotations
+
+from potstill.recipe import Budget, Checkpoint, Optimizer, PrunedStudent, Recipe, Stage, Stream, Teacher, Term
+
+
+def sft(*, label_smoothing: float = 0.0) -> Recipe:
+    """Fine-tune a student on prompts and responses.
+
+    Args:
+        label_smoothing: share of the target spread evenly over the vocabulary.
+    """
+    term = Term.model_validate({"objective": {"name": "cross_entropy", "label_smoothing": label_smoothing}})
+    return Recipe(
+        method="sft",
+        stages=(
+            Stage(
+                student=PrunedStudent(model=Teacher().model),
+                streams=(Stream(terms=(term,)),),
+                optimizer=Optimizer(learning_rate=1e-3),
+                budget=Budget(steps=60),
+                checkpoint=Checkpoint(every=20, best_by="perplexity"),
+            ),
+        ),
+    )

@@ -1,0 +1,167 @@
+"""The run folder: where everything a run makes lies, and the only code that knows the names.
+
+    runs/<name>/
+      recipe.yaml      resolved, re-runnable        env.json      versions, device, threads
+      data.json        counts, overlap              quarantine.jsonl   rows that could not be used, and why
+      metrics.jsonl    one line a step              samples.jsonl      outputs side by side
+      checkpoints/     step-000200/{student/, state/, MANIFEST.json}  best -> step-...
+      student/         the result: a loadable model folder with its card
+      eval/            teacher.json student_before.json student_after.json equal_time_sft.json
+      baseline/        the equal-time student: the same again inside
+      cost.json        seconds, tokens, memory      report.html
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from potstill.errors import ConfigError
+
+RUNS = Path("runs")
+LATEST = "latest"
+MODELS = ("teacher", "student_before", "student_after", "equal_time_sft")  # rows of the table, in order
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def recipe_file(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples_file(self) -> Path:
+        return self.path / "samples.jsonl"
+
+    @property
+    def quarantine_file(self) -> Path:
+        return self.path / "quarantine.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def student(self) -> Path:
+        return self.path / "student"
+
+    @property
+    def baseline(self) -> Run:
+        return Run(self.path / "baseline")
+
+    @property
+    def report_file(self) -> Path:
+        return self.path / "report.html"
+
+    def eval_file(self, model: str) -> Path:
+        return self.path / "eval" / f"{model}.json"
+
+    def read(self, name: str) -> Any:
+        """The content of ``<name>.json``, or an empty dict where the run has not come that far."""
+        file = self.path / f"{name}.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+    def write(self, name: str, content: Any) -> None:
+        write_text(self.path / f"{name}.json", json.dumps(content, indent=2) + "\n")
+
+    def evaluations(self) -> dict[str, dict[str, Any]]:
+        """What was measured of each model, in the order of the table; models not measured are absent."""
+        found = {model: self.read(f"eval/{model}") for model in MODELS}
+        return {model: measured for model, measured in found.items() if measured}
+
+    def metrics(self) -> list[dict[str, Any]]:
+        return list(read_jsonl(self.metrics_file))
+
+    def samples(self) -> list[dict[str, Any]]:
+        return list(read_jsonl(self.samples_file))
+
+
+def create(name: str | None, method: str, root: Path = RUNS) -> Run:
+    """A new, empty run folder; ``<method>-<n>`` where no name is given. Never one that exists."""
+    root.mkdir(parents=True, exist_ok=True)
+    for candidate in [name] if name else _numbered(method, root):
+        try:
+            (root / candidate).mkdir()
+        except FileExistsError:
+            continue
+        return Run(root / candidate)
+    raise ConfigError(
+        f"runs/{name} exists already, and a run is never overwritten",
+        f"continue it with `potstill resume {name}`, or choose another name with run=NAME",
+    )
+
+
+def _numbered(method: str, root: Path) -> Iterator[str]:
+    taken = [int(m[1]) for p in root.iterdir() if (m := re.fullmatch(rf"{re.escape(method)}-(\d+)", p.name))]
+    number = max(taken, default=0)
+    while True:
+        number += 1
+        yield f"{method}-{number}"
+
+
+def find(name_or_path: str | Path, root: Path = RUNS) -> Run:
+    """The run called ``name_or_path``: a name under ``runs/`` or a path."""
+    for path in (root / name_or_path, Path(name_or_path)):
+        if (path / "recipe.yaml").is_file():
+            return Run(path)
+    names = sorted(p.name for p in root.iterdir() if (p / "recipe.yaml").is_file()) if root.is_dir() else []
+    known = f"runs here: {', '.join(names)}" if names else "there are no runs here yet; start one with `potstill train kd`"
+    raise ConfigError(f"{name_or_path} is not a run", known)
+
+
+def mark_latest(run: Run) -> None:
+    """Point ``runs/latest`` at this run."""
+    replace_link(run.path.parent / LATEST, run.path.name)
+
+
+def replace_link(link: Path, target: str) -> None:
+    """Make ``link`` point at ``target`` in one step, so that it is never missing."""
+    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    os.replace(temporary, link)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a whole file or nothing: a reader never sees half of it, and a crash leaves the old one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    with open(temporary, "w", encoding="utf-8", newline="\n") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(temporary, file)
+
+
+def read_jsonl(file: Path) -> Iterator[dict[str, Any]]:
+    """The complete lines of a .jsonl file that this package wrote; a last line cut by a crash is passed over."""
+    if not file.exists():
+        return
+    with open(file, encoding="utf-8") as handle:
+        yield from (json.loads(line) for line in handle if line.endswith("\n"))
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder of our own, never what a link inside it points to."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
