@@ -24,7 +24,10 @@ RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
 
 
 class Section(BaseModel):
-    """One mapping of a recipe. ``shorthand`` is the key a bare value stands for: ``teacher: x`` is ``teacher.model: x``."""
+    """One mapping of a recipe.
+
+    ``shorthand`` is the key a bare value stands for: ``teacher: x`` is ``teacher.model: x``.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
     shorthand: ClassVar[str | None] = None

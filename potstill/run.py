@@ -1,14 +1,14 @@
 """The run folder: where everything a run makes lies, and the only code that knows the names.
 
-    runs/<name>/
-      recipe.yaml      resolved, re-runnable        env.json      versions, device, threads
-      data.json        counts, overlap              quarantine.jsonl   rows that could not be used, and why
-      metrics.jsonl    one line a step              samples.jsonl      outputs side by side
-      checkpoints/     step-000200/{student/, state/, MANIFEST.json}  best -> step-...
-      student/         the result: a loadable model folder with its card
-      eval/            teacher.json student_before.json student_after.json equal_time_sft.json
-      baseline/        the equal-time student: the same again inside
-      cost.json        seconds, tokens, memory      report.html
+runs/<name>/
+  recipe.yaml      resolved, re-runnable        env.json      versions, device, threads
+  data.json        counts, overlap              quarantine.jsonl   rows that could not be used, and why
+  metrics.jsonl    one line a step              samples.jsonl      outputs side by side
+  checkpoints/     step-000200/{student/, state/, MANIFEST.json}  best -> step-...
+  student/         the result: a loadable model folder with its card
+  eval/            teacher.json student_before.json student_after.json equal_time_sft.json
+  baseline/        the equal-time student: the same again inside
+  cost.json        seconds, tokens, memory      report.html
 """
 
 from __future__ import annotations
@@ -95,14 +95,19 @@ class Run:
 
 
 def create(name: str | None, method: str, root: Path = RUNS) -> Run:
-    """A new, empty run folder; ``<method>-<n>`` where no name is given. Never one that exists."""
+    """A new run folder; ``<method>-<n>`` where no name is given. Never one in which anything was trained."""
     root.mkdir(parents=True, exist_ok=True)
+    if name == LATEST:
+        raise ConfigError(f"a run cannot be called {LATEST}: that is the link to the newest one", "choose another name")
     for candidate in [name] if name else _numbered(method, root):
+        folder = root / candidate
         try:
-            (root / candidate).mkdir()
+            folder.mkdir()
         except FileExistsError:
-            continue
-        return Run(root / candidate)
+            # A run refused before its first step (its data was broken, say) holds nothing and keeps no name.
+            if not name or (folder / "metrics.jsonl").exists() or not folder.is_dir():
+                continue
+        return Run(folder)
     raise ConfigError(
         f"runs/{name} exists already, and a run is never overwritten",
         f"continue it with `potstill resume {name}`, or choose another name with run=NAME",
@@ -123,7 +128,9 @@ def find(name_or_path: str | Path, root: Path = RUNS) -> Run:
         if (path / "recipe.yaml").is_file():
             return Run(path)
     names = sorted(p.name for p in root.iterdir() if (p / "recipe.yaml").is_file()) if root.is_dir() else []
-    known = f"runs here: {', '.join(names)}" if names else "there are no runs here yet; start one with `potstill train kd`"
+    known = (
+        f"runs here: {', '.join(names)}" if names else "there are no runs here yet; start one with `potstill train kd`"
+    )
     raise ConfigError(f"{name_or_path} is not a run", known)
 
 

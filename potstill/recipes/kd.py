@@ -30,7 +30,9 @@ def kd(
         temperature: of both models inside the divergence.
         ce_weight: share of the loss, 0 to 1, that is cross-entropy to the data's own tokens.
     """
-    compare = Term.model_validate({"objective": named(divergence) | {"temperature": temperature}, "coefficient": 1 - ce_weight})
+    compare = Term.model_validate(
+        {"objective": named(divergence) | {"temperature": temperature}, "coefficient": 1 - ce_weight}
+    )
     imitate = Term.model_validate({"objective": "cross_entropy", "coefficient": ce_weight})
     return Recipe(
         method="kd",

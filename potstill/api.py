@@ -1,0 +1,118 @@
+"""The verbs of potstill: train, resume, evaluate, report. The command line calls these and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from potstill import recipe_io, stages
+from potstill import run as runs
+from potstill.errors import ConfigError
+from potstill.evaluation import standalone
+from potstill.recipe import Recipe
+from potstill.recipes import METHODS
+from potstill.reporting.card import write_card
+from potstill.reporting.report import write_report
+from potstill.reporting.summary import summary
+from potstill.run import Run
+from potstill.training import runtime as runtimes
+
+
+def train(recipe_or_method: str | Path | Recipe, *, allow_remote_code: bool = False, **overrides: Any) -> Run:
+    """Run a recipe in a new folder under ``runs/`` and write its report.
+
+    Args:
+        recipe_or_method: a built-in method ("kd"), a recipe file, or a Recipe.
+        allow_remote_code: let models run Python that comes with them.
+        overrides: settings by key; dotted ones as ``**{"budget.steps": 20}`` or nested as ``budget={"steps": 20}``.
+    Returns: the run, finished.
+    Raises: ConfigError with every problem of the recipe at once; DataError, ModelError and the other PotstillErrors;
+        Stopped after a signal, with everything saved.
+    """
+    recipe = recipe_io.load(recipe_or_method, overrides, methods=METHODS)
+    with _new_run(recipe) as run:
+        stages.run(recipe, run, allow_remote_code=allow_remote_code)
+        _conclude(run)
+    return run
+
+
+def resume(run: str | Path | Run, *, allow_remote_code: bool = False) -> Run:
+    """Go on with a run from its newest whole checkpoint, to the same weights as if it had never stopped.
+
+    Args:
+        run: a name under ``runs/``, a path, or a Run.
+    Raises: ConfigError where there is no such run or another process is at it; CheckpointError where no checkpoint is
+        whole.
+    """
+    run = run if isinstance(run, Run) else runs.find(run)
+    recipe = recipe_io.load(run.recipe_file, methods=METHODS)
+    with _alone(run):
+        stages.run(recipe, run, allow_remote_code=allow_remote_code)
+        _conclude(run)
+    return run
+
+
+def evaluate(model: str | Path | Run, *, data: str | Path, **settings: Any) -> dict[str, Any]:
+    """Measure a model, or a run's student, on rows of prompts and responses.
+
+    Args:
+        model: anything ``teacher`` may name in a recipe, or a run.
+        data: a .jsonl, .csv or .parquet file, or "starter".
+        settings: see ``potstill.evaluation.standalone.evaluate``.
+    Returns: the figures by name, as in a run's ``eval/*.json``.
+    """
+    name = str(model.student if isinstance(model, Run) else _student_or_model(str(model)))
+    return standalone.evaluate(name, data=str(data), **settings)
+
+
+def report(run: str | Path | Run) -> dict[str, Any]:
+    """Write a run's report again from its files, and return its table."""
+    run = run if isinstance(run, Run) else runs.find(run)
+    write_report(run)
+    return summary(run)
+
+
+def _student_or_model(name: str) -> str | Path:
+    """A run's student where ``name`` is a run, otherwise the name itself."""
+    try:
+        return runs.find(name).student
+    except ConfigError:
+        return name
+
+
+@contextmanager
+def _new_run(recipe: Recipe) -> Iterator[Run]:
+    """A folder for a new run, with its recipe in it, held by this process (and those torchrun started beside it)."""
+    runtime = runtimes.start(recipe.device, recipe.dtype if recipe.dtype != "auto" else "float32")
+    path = runtime.share(runs.create(recipe.run, recipe.method).path if runtime.is_main else None)
+    with _alone(Run(path)):
+        if runtime.is_main:
+            runs.write_text(Run(path).recipe_file, recipe_io.dump(recipe))
+            runs.mark_latest(Run(path))
+        yield Run(path)
+
+
+@contextmanager
+def _alone(run: Run) -> Iterator[None]:
+    """Hold a run's lock, so that no second command writes into the same folder."""
+    if not runtimes.is_main():
+        yield
+        return
+    try:
+        with FileLock(run.path / ".lock", blocking=False):
+            yield
+    except Timeout:
+        raise ConfigError(
+            f"{run.path}: another process is at work in it", "wait for it, or stop it, before going on with this run"
+        ) from None
+
+
+def _conclude(run: Run) -> None:
+    """The report and the student's card."""
+    if runtimes.is_main():
+        write_report(run)
+        write_card(run, run.student)

@@ -1,0 +1,220 @@
+"""Puts together what a stage needs: processes, data, teacher, student, streams. Nothing is trained here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from potstill import recipe as schema
+from potstill.data.examples import Tokenised
+from potstill.data.prepare import Prepared
+from potstill.models import pruning
+from potstill.models.families import Causal, check_projection
+from potstill.models.loading import config_of, load, load_tokenizer, output_rows
+from potstill.sources.dataset import DatasetSource, batches
+from potstill.teachers.align import SharedVocabulary, shared_vocabulary
+from potstill.teachers.local import LocalTeacher
+from potstill.training.checkpoint import Checkpoint
+from potstill.training.runtime import Runtime
+from potstill.training.step import LiveStream
+
+INFLUENCE_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """A teacher, and the vocabulary it shares with the student."""
+
+    teacher: LocalTeacher
+    vocab_size: int
+    note: str
+    size_on_disk: int
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student ready to be trained or measured.
+
+    ``stored_dtype`` is what it will be saved in: that of the model it was made from. ``made`` says how it was made.
+    """
+
+    family: Causal
+    stored_dtype: torch.dtype
+    size_on_disk: int
+    made: dict[str, Any]
+
+
+def source_of(stage: schema.Stage) -> tuple[str, str | None]:
+    """The model a student is made from, and its revision."""
+    student = stage.student
+    if isinstance(student, schema.PretrainedStudent):
+        return student.model, student.revision
+    if student.model is not None:
+        return student.model, None
+    assert stage.teacher is not None  # the schema refuses a stage with neither
+    return stage.teacher.model, stage.teacher.revision
+
+
+def student_tokenizer(stage: schema.Stage, allow_remote_code: bool) -> Any:
+    """The tokenizer that everything is tokenised with."""
+    source, revision = source_of(stage)
+    return load_tokenizer(source, revision=revision, allow_remote_code=allow_remote_code)
+
+
+def load_teaching(stage: schema.Stage, tokenizer: Any, runtime: Runtime, allow_remote_code: bool) -> Teaching | None:
+    """The stage's teacher, checked against its student.
+
+    Raises: TeacherError where the two do not share a tokenizer; ModelError for a teacher we would misread.
+    """
+    if stage.teacher is None:
+        return None
+    name, revision = stage.teacher.model, stage.teacher.revision
+    shared = shared_vocabulary_of(stage, tokenizer, allow_remote_code)
+    loaded = load(
+        name, dtype=runtime.dtype, device=runtime.device, revision=revision, allow_remote_code=allow_remote_code
+    )
+    family = Causal(loaded.model, shared.size)
+    check_projection(family, name)
+    return Teaching(LocalTeacher(family), shared.size, shared.note, loaded.size_on_disk)
+
+
+def shared_vocabulary_of(stage: schema.Stage, tokenizer: Any, allow_remote_code: bool) -> SharedVocabulary:
+    """What teacher and student are compared on, decided without loading any weights.
+
+    Raises: TeacherError where their tokenizers differ.
+    """
+    assert stage.teacher is not None
+    name, revision = stage.teacher.model, stage.teacher.revision
+    source, source_revision = source_of(stage)
+    return shared_vocabulary(
+        load_tokenizer(name, revision=revision, allow_remote_code=allow_remote_code),
+        output_rows(name, revision=revision, allow_remote_code=allow_remote_code),
+        tokenizer,
+        output_rows(source, revision=source_revision, allow_remote_code=allow_remote_code),
+    )
+
+
+def memory_estimate(stage: schema.Stage, allow_remote_code: bool) -> dict[str, int]:
+    """Bytes of weights, gradients and optimizer state in float32, from the models' configs alone."""
+    source, revision = source_of(stage)
+    student = _empty_model(config_of(source, revision=revision, allow_remote_code=allow_remote_code))
+    kept = 1.0
+    if isinstance(stage.student, schema.PrunedStudent):
+        layers = pruning.layers_of(student)
+        keep = stage.student.keep_layers
+        kept = (keep if isinstance(keep, int) else len(keep)) / len(layers)
+        in_layers = sum(p.numel() for p in layers.parameters())
+    else:
+        in_layers = 0
+    total = sum(p.numel() for p in student.parameters())
+    remaining = total - in_layers + round(in_layers * kept)
+    embeddings = {
+        id(m.weight): m.weight.numel() for m in (student.get_input_embeddings(), student.get_output_embeddings())
+    }
+    trained = remaining - (sum(embeddings.values()) if stage.student.freeze_embeddings else 0)
+    sizes = {"student": 4 * remaining, "gradients": 4 * trained, "optimizer": 8 * trained}
+    if stage.teacher:
+        config = config_of(stage.teacher.model, revision=stage.teacher.revision, allow_remote_code=allow_remote_code)
+        sizes["teacher"] = 4 * sum(p.numel() for p in _empty_model(config).parameters())
+    return sizes
+
+
+def _empty_model(config: Any) -> Any:
+    """A model whose weights take no memory."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def build_student(
+    stage: schema.Stage,
+    runtime: Runtime,
+    vocab_size: int | None,
+    calibration: Sequence[Tokenised],
+    allow_remote_code: bool,
+    resume_from: Checkpoint | None = None,
+) -> Student:
+    """The student as the recipe makes it, or as a checkpoint left it.
+
+    Args:
+        vocab_size: logits compared with the teacher; all of the student's own where None.
+        calibration: rows that Block Influence is measured on, where layers are chosen by it.
+        resume_from: whose weights are taken instead of the untouched ones.
+    """
+    source, revision = source_of(stage)
+    name = str(resume_from.student) if resume_from else source
+    loaded = load(
+        name, dtype=runtime.student_dtype, device=runtime.device, revision=revision, allow_remote_code=allow_remote_code
+    )
+    model, made, size = loaded.model, {"from": source}, loaded.size_on_disk
+    if isinstance(stage.student, schema.PrunedStudent) and not resume_from:
+        model, how = _cut(model, stage.student, list(batches(calibration, 8, loaded.tokenizer.eos_token_id)))
+        made |= how
+        size = sum(p.numel() for p in model.parameters()) * loaded.stored_dtype.itemsize
+    family = Causal(model, vocab_size)
+    check_projection(family, source)
+    if stage.student.freeze_embeddings:
+        pruning.freeze_embeddings(model)
+    return Student(family, loaded.stored_dtype, size, made)
+
+
+def _cut(model: Any, student: schema.PrunedStudent, calibration: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
+    placed = [batch.to(model.device) for batch in calibration]
+    keep, influence = pruning.choose_layers(model, student.keep_layers, student.choose_by, placed)
+    how = {
+        "kept_layers": list(keep),
+        "of_layers": len(pruning.layers_of(model)),
+        "block_influence": [round(value, 4) for value in influence.tolist()] if influence is not None else None,
+    }
+    return pruning.cut_layers(model, keep), how
+
+
+def calibration_rows(data: Prepared) -> list[Tokenised]:
+    """The first training rows that make about a thousand tokens."""
+    rows, tokens = [], 0
+    for row in data.train:
+        if tokens >= INFLUENCE_TOKENS:
+            break
+        rows.append(row)
+        tokens += len(row.prompt_ids) + len(row.response_ids)
+    return rows
+
+
+def build_streams(
+    stage: schema.Stage, data: Prepared, teaching: Teaching | None, seed: int, pad_id: int
+) -> list[LiveStream]:
+    """Each stream of the stage with its source, and with the teacher where it asks for a signal."""
+    return [
+        LiveStream(
+            spec=spec,
+            source=DatasetSource(data.train, seed=seed, pad_id=pad_id),
+            teacher=teaching.teacher if teaching and spec.signal != "none" else None,
+        )
+        for spec in stage.streams
+    ]
+
+
+def equal_time_sft(stage: schema.Stage, seconds: float) -> schema.Stage:
+    """The honest question to a distilled student: the same one, fine-tuned on the same text for the same time."""
+    imitate = schema.Term(objective=schema.CrossEntropy())
+    return stage.model_copy(
+        update={
+            "name": "equal-time-sft",
+            "teacher": None,
+            "student": _standing_alone(stage),
+            "streams": (schema.Stream(terms=(imitate,)),),
+            "budget": schema.Budget(seconds=seconds),
+            "checkpoint": stage.checkpoint.model_copy(update={"best_by": "perplexity"}),
+        }
+    )
+
+
+def _standing_alone(stage: schema.Stage) -> schema.Student:
+    """The student's settings with the model it comes from written out, since the baseline has no teacher."""
+    if isinstance(stage.student, schema.PretrainedStudent):
+        return stage.student
+    return stage.student.model_copy(update={"model": source_of(stage)[0]})

@@ -1,0 +1,245 @@
+"""The command line: parses, calls, prints. Nothing else happens here, and nothing heavy is imported before it must."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from potstill.errors import ConfigError, PotstillError
+
+app = typer.Typer(
+    name="potstill",
+    help="Distil large language models into small ones.",
+    epilog="First result: `potstill train kd`  -  the report's path is printed at the end.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+recipes_app = typer.Typer(no_args_is_help=True, help="List, show and copy the built-in recipes.")
+app.add_typer(recipes_app, name="recipes")
+
+
+class Format(StrEnum):
+    """How a result is printed."""
+
+    human = "human"
+    json = "json"
+
+
+FormatOption = Annotated[Format, typer.Option("--format", help="For people, or for programs.")]
+RemoteCode = Annotated[bool, typer.Option("--allow-remote-code", help="Run Python code that comes with a model.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the recipe.")]
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "`potstill train kd`  the embedded teacher, a student of 10 of its 30 layers, the starter data\n\n"
+    "`potstill train kd teacher=models/big student.keep_layers=12 data=rows.jsonl run=first`\n\n"
+    "`potstill train kd data=dolly.jsonl data.format=dolly divergence=reverse_kl budget.epochs=2`\n\n"
+    "`potstill train my-recipe.yaml seed=2`  a copy made with `potstill recipes cp kd my-recipe.yaml`\n\n"
+    "`torchrun --nproc-per-node 2 -m potstill train kd`  on two processes"
+)
+def train(
+    recipe: Annotated[str, typer.Argument(metavar="METHOD|RECIPE.yaml", help="A built-in method or a recipe file.")],
+    overrides: Overrides = None,
+    format: FormatOption = Format.human,
+    allow_remote_code: RemoteCode = False,
+) -> None:
+    """Run a recipe in a new folder under runs/, and write its report."""
+    from potstill import api, recipe_io
+
+    run = api.train(recipe, allow_remote_code=allow_remote_code, **recipe_io.parse_overrides(overrides or []))
+    _print_run(run, format)
+
+
+@app.command(epilog="Examples:\n\n`potstill resume first`\n\n`potstill resume latest`")
+def resume(
+    run: Annotated[str, typer.Argument(help="A name under runs/, or a path.")],
+    format: FormatOption = Format.human,
+    allow_remote_code: RemoteCode = False,
+) -> None:
+    """Go on with a run that was stopped, from its newest whole checkpoint."""
+    from potstill import api
+
+    _print_run(api.resume(run, allow_remote_code=allow_remote_code), format)
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "`potstill evaluate first --data rows.jsonl --teacher smollm2-135m-instruct`\n\n"
+    "`potstill evaluate models/small --data dolly.jsonl --data-format dolly`"
+)
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL|RUN", help="A run, a folder, a .gguf file or a hub id.")],
+    data: Annotated[str, typer.Option(help="Rows of prompts and responses: .jsonl, .csv or .parquet.")],
+    data_format: Annotated[str, typer.Option(help="prompt_response, dolly or chat.")] = "prompt_response",
+    teacher: Annotated[str | None, typer.Option(help="A model to compare with.")] = None,
+    max_examples: Annotated[int, typer.Option(min=1, help="Rows measured, from the first.")] = 500,
+    generate_examples: Annotated[int, typer.Option(min=0, help="Rows answered, for Rouge-L.")] = 32,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Where an answer is cut.")] = 96,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    format: FormatOption = Format.human,
+    allow_remote_code: RemoteCode = False,
+) -> None:
+    """Measure a model on rows of your own; every row of the file counts as held-out."""
+    from potstill import api
+
+    figures = api.evaluate(
+        model,
+        data=data,
+        data_format=data_format,
+        teacher=teacher,
+        max_examples=max_examples,
+        generate_examples=generate_examples,
+        max_new_tokens=max_new_tokens,
+        device=device,
+        allow_remote_code=allow_remote_code,
+    )
+    _print_figures(figures, format)
+
+
+@app.command(epilog="Examples:\n\n`potstill report latest`\n\n`potstill report first --format json`")
+def report(
+    run: Annotated[str, typer.Argument(help="A name under runs/, or a path.")],
+    format: FormatOption = Format.human,
+) -> None:
+    """Write a run's report again, and print its table."""
+    from potstill import api
+    from potstill import run as runs
+
+    api.report(run)
+    _print_run(runs.find(run), format)
+
+
+@app.command(
+    epilog="Examples:\n\n`potstill doctor`\n\n"
+    "`potstill doctor kd teacher=models/big student=models/small`  will these two work together?"
+)
+def doctor(
+    recipe: Annotated[str | None, typer.Argument(metavar="[METHOD|RECIPE.yaml]", help="A recipe to check.")] = None,
+    overrides: Overrides = None,
+    format: FormatOption = Format.human,
+    allow_remote_code: RemoteCode = False,
+) -> None:
+    """Check this machine, and a recipe's models and data, before any hour is spent on them."""
+    from potstill.checks import doctor as checks
+    from potstill.recipe_io import parse_overrides
+    from potstill.recipes import METHODS
+
+    findings = checks.machine()
+    if recipe:
+        findings += checks.recipe(recipe, parse_overrides(overrides or []), METHODS, allow_remote_code)
+    if format is Format.json:
+        print(json.dumps([finding.__dict__ for finding in findings], indent=2))
+    else:
+        print("\n".join(map(str, findings)))
+    if any(finding.status == "bad" for finding in findings):
+        raise typer.Exit(2)
+
+
+@recipes_app.command("ls")
+def recipes_ls(format: FormatOption = Format.human) -> None:
+    """List the built-in recipes."""
+    from potstill.recipes import METHODS
+
+    lines = {name: (method.__doc__ or "").strip().splitlines()[0] for name, method in METHODS.items()}
+    if format is Format.json:
+        print(json.dumps(lines, indent=2))
+    else:
+        print("\n".join(f"{name:12} {line}" for name, line in lines.items()))
+
+
+@recipes_app.command("show", epilog="Example:\n\n`potstill recipes show kd`")
+def recipes_show(name: str, format: FormatOption = Format.human) -> None:
+    """Print a built-in recipe: what it does and where its defaults come from, then every setting."""
+    from potstill import recipe_io
+    from potstill.recipes import METHODS
+
+    recipe = recipe_io.load(name, methods=METHODS)
+    if format is Format.json:
+        print(recipe.model_dump_json(indent=2))
+        return
+    prose = sys.modules[METHODS[name].__module__].__doc__ or ""
+    print("".join(f"# {line}".rstrip() + "\n" for line in prose.strip().splitlines()), end="")
+    print(recipe_io.dump(recipe), end="")
+
+
+@recipes_app.command(
+    "cp", epilog="Example:\n\n`potstill recipes cp kd my-recipe.yaml`, edit it, then `potstill train my-recipe.yaml`"
+)
+def recipes_cp(name: str, file: Path, format: FormatOption = Format.human) -> None:
+    """Copy a built-in recipe to a file of your own."""
+    from potstill import recipe_io
+    from potstill.recipes import METHODS
+    from potstill.run import write_text
+
+    if file.exists():
+        raise ConfigError(f"{file} exists already, and is not overwritten", "choose another name")
+    write_text(file, recipe_io.dump(recipe_io.load(name, methods=METHODS)))
+    print(
+        json.dumps({"file": str(file)})
+        if format is Format.json
+        else f"wrote {file}; run it with `potstill train {file}`"
+    )
+
+
+def _print_run(run: Any, format: Format) -> None:
+    """A finished run: its table and where things are. Only the main process prints."""
+    from potstill.training.runtime import is_main
+
+    if not is_main():
+        return
+    from potstill.reporting.summary import summary
+
+    if format is Format.json:
+        print(json.dumps(summary(run), indent=2))
+        return
+    from rich.console import Console
+
+    from potstill.reporting.tables import rich_table, verdict
+
+    console = Console()
+    console.print(rich_table(run))
+    for sentence in verdict(run):
+        console.print(sentence, markup=False, highlight=False)
+    console.print(
+        f"\nstudent  {run.student}\nreport   {run.report_file}", markup=False, highlight=False, soft_wrap=True
+    )
+
+
+def _print_figures(figures: dict[str, Any], format: Format) -> None:
+    if format is Format.json:
+        print(json.dumps(figures, indent=2))
+        return
+    for name, value in figures.items():
+        print(f"{name:28} {value:.4g}" if isinstance(value, float) else f"{name:28} {value}")
+
+
+def main() -> None:
+    """Run the command line; every failure a user can cause is one line with its fix and an exit code."""
+    try:
+        code = app(standalone_mode=False)
+    except PotstillError as error:
+        _fail(f"error: {error}", error.exit_code)
+    except KeyboardInterrupt:
+        _fail("stopped", 130)
+    except BrokenPipeError:
+        sys.exit(1)
+    except Exception as error:
+        if not hasattr(error, "exit_code"):
+            raise
+        if hasattr(error, "show"):
+            error.show()
+        sys.exit(error.exit_code)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(code)

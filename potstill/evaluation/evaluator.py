@@ -1,0 +1,85 @@
+"""What a student kept of its teacher, on text neither was trained on here. Logits exist a chunk at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from potstill.evaluation.metrics.statistics import mean_and_error
+from potstill.models.families import Causal
+from potstill.objectives import cross_entropy
+from potstill.objectives.chunked import Chunk, select
+from potstill.objectives.divergences import kl_between
+from potstill.teachers.local import LocalTeacher
+from potstill.types import Batch
+
+COMPARED = ("forward_kl_nats", "reverse_kl_nats", "top1_agreement", "acceptance_rate")
+
+
+@torch.no_grad()
+def measure(student: Causal, teacher: LocalTeacher | None, batches: Iterable[Batch]) -> dict[str, float]:
+    """Figures over all response tokens, each the mean over tokens.
+
+    Args:
+        student: what is measured; put into evaluation mode for the time.
+        teacher: what it is compared with; without one only the perplexity is measured.
+        batches: held-out text.
+    Returns: ``forward_kl_nats``, ``reverse_kl_nats``, ``top1_agreement`` (share of positions where both models' most
+        likely token is the same), ``acceptance_rate`` (expected share of teacher-verified draws kept,
+        sum_v min(p_v, q_v)), ``perplexity`` of the text; standard errors over examples as ``<name>_stderr``; counts.
+    """
+    device = student.model.device
+    sums: list[Tensor] = []  # of each example: [figures]
+    counts: list[Tensor] = []
+    with evaluating(student):
+        for batch in batches:
+            mask = batch.response_mask.to(device)
+            placed = batch.to(device)
+            positions = select(student.output(placed), teacher.signal(placed) if teacher else None, placed, mask)
+            example_sums = torch.zeros(len(batch), 1 + len(COMPARED) * (teacher is not None), dtype=torch.float64)
+            for at in positions.slices():
+                figures = _figures(positions.chunk(at, positions.hidden[at])).double().cpu()
+                example_sums.index_add_(0, positions.rows[at].cpu(), figures)
+            sums.append(example_sums)
+            counts.append(batch.response_mask.sum(1))
+    return _summary(torch.cat(sums), torch.cat(counts), compared=teacher is not None)
+
+
+def _figures(chunk: Chunk) -> Tensor:
+    """[chunk, figures]: the negative log-likelihood, then COMPARED where there is a teacher."""
+    figures = [cross_entropy(chunk.student_logits, chunk.target_ids)]
+    if chunk.teacher_logits is not None:
+        log_q, log_p = (
+            torch.log_softmax(logits.float(), -1) for logits in (chunk.student_logits, chunk.teacher_logits)
+        )
+        figures.append(kl_between(log_p, log_q))
+        figures.append(kl_between(log_q, log_p))
+        figures.append((log_p.argmax(-1) == log_q.argmax(-1)).float())
+        figures.append(torch.minimum(log_p, log_q).exp().sum(-1))
+    return torch.stack(figures, -1)
+
+
+def _summary(sums: Tensor, counts: Tensor, *, compared: bool) -> dict[str, float]:
+    """Means over tokens with their standard errors over examples: tokens of one example are not independent."""
+    means = {}
+    for index, name in enumerate(COMPARED if compared else (), start=1):
+        means[name], means[f"{name}_stderr"] = mean_and_error(sums[:, index], counts)
+    nll, error = mean_and_error(sums[:, 0], counts)
+    means["perplexity"] = math.exp(min(nll, 700.0))
+    means["perplexity_stderr"] = means["perplexity"] * error  # delta method: d exp(x) = exp(x) dx
+    return means | {"num_examples": len(counts), "num_tokens": int(counts.sum())}
+
+
+@contextmanager
+def evaluating(family: Causal) -> Iterator[None]:
+    """Dropout off, and as before afterwards."""
+    before = family.training
+    family.eval()
+    try:
+        yield
+    finally:
+        family.train(before)

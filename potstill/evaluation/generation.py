@@ -1,0 +1,64 @@
+"""What models answer to held-out prompts, how close that is to the references, and how fast they answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from potstill.data.examples import Tokenised
+from potstill.evaluation.evaluator import evaluating
+from potstill.evaluation.metrics.rouge import rouge_l
+from potstill.models.families import Causal
+from potstill.recipe import Evaluation
+from potstill.sampling.generate import generate
+from potstill.sources.dataset import batches
+
+
+def answer(
+    family: Causal,
+    tokenizer: Any,
+    examples: Sequence[Tokenised],
+    settings: Evaluation,
+    *,
+    temperature: float,
+    seed: int,
+) -> tuple[list[str], float]:
+    """One response to each example's prompt, and new tokens per second of wall-clock time.
+
+    Args:
+        temperature: 0 is greedy.
+        seed: of the draws.
+    """
+    texts: list[str] = []
+    num_tokens = 0
+    begun = time.perf_counter()
+    with evaluating(family):
+        for index, batch in enumerate(batches(examples, settings.batch_size, tokenizer.eos_token_id)):
+            ids = generate(
+                family,
+                batch.to(family.model.device),
+                tokenizer,
+                max_new_tokens=settings.max_new_tokens,
+                temperature=temperature,
+                seed=seed + index,
+            )
+            num_tokens += sum(len(row) for row in ids)
+            texts += [tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
+    return texts, num_tokens / (time.perf_counter() - begun)
+
+
+def judge_answers(
+    family: Causal, tokenizer: Any, examples: Sequence[Tokenised], settings: Evaluation, seed: int
+) -> tuple[dict[str, float], list[dict[str, str]]]:
+    """Rouge-L and speed of greedy and of sampled answers, and the answers themselves."""
+    greedy, tokens_per_s = answer(family, tokenizer, examples, settings, temperature=0, seed=seed)
+    sampled, _ = answer(family, tokenizer, examples, settings, temperature=settings.sampling_temperature, seed=seed)
+    references = [example.response for example in examples]
+    figures = {
+        "rouge_l": rouge_l(greedy, references),
+        "rouge_l_sampled": rouge_l(sampled, references),
+        "tokens_per_s": tokens_per_s,
+        "num_generated_examples": len(examples),
+    }
+    return figures, [{"greedy": g, "sampled": s} for g, s in zip(greedy, sampled, strict=True)]

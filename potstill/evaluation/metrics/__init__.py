@@ -1,0 +1,1 @@
+"""Figures computed from numbers and texts, without any model."""

@@ -1,0 +1,157 @@
+"""Models and tokenizers from an embedded name, a folder, a .gguf file or a hub id. safetensors only, no remote code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from potstill.errors import ModelError
+from potstill.models import embedded
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A causal model with its tokenizer.
+
+    ``stored_dtype`` is the type its weights have on disk, ``size_on_disk`` their bytes there.
+    """
+
+    name: str
+    model: Any
+    tokenizer: Any
+    stored_dtype: torch.dtype
+    size_on_disk: int
+
+
+def load(
+    name: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    revision: str | None = None,
+    allow_remote_code: bool = False,
+) -> Loaded:
+    """Load a causal language model, ready to run and in evaluation mode.
+
+    Args:
+        name: an embedded name, a folder, a .gguf file or a hub id.
+        dtype: of the weights in memory.
+        device: where they go.
+        revision: of a hub model.
+        allow_remote_code: run Python that comes with the model. Never set from a recipe.
+    Raises: ModelError with the way out, for anything that is not such a model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    stored = config_of(name, revision=revision, allow_remote_code=allow_remote_code).dtype
+    where, options = _where(name, revision, allow_remote_code)
+    model = _attempt(
+        name, lambda: AutoModelForCausalLM.from_pretrained(where, dtype=dtype, use_safetensors=True, **options)
+    )
+    tokenizer = load_tokenizer(name, revision=revision, allow_remote_code=allow_remote_code)
+    return Loaded(name, model.to(device).eval(), tokenizer, stored or torch.float32, weights_size(Path(where), model))
+
+
+def load_tokenizer(name: str, *, revision: str | None = None, allow_remote_code: bool = False) -> Any:
+    """The tokenizer that belongs to a model.
+
+    Raises: ModelError, also for one without an end-of-sequence token.
+    """
+    from transformers import AutoTokenizer
+
+    where, options = _where(name, revision, allow_remote_code)
+    tokenizer = _attempt(name, lambda: AutoTokenizer.from_pretrained(where, **options))
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"{name}: its tokenizer has no end-of-sequence token", "set eos_token in tokenizer_config.json"
+        )
+    return tokenizer
+
+
+def config_of(name: str, *, revision: str | None = None, allow_remote_code: bool = False) -> Any:
+    """A model's config, without its weights."""
+    from transformers import AutoConfig
+
+    where, options = _where(name, revision, allow_remote_code)
+    return _attempt(name, lambda: AutoConfig.from_pretrained(where, **options))
+
+
+def output_rows(name: str, *, revision: str | None = None, allow_remote_code: bool = False) -> int:
+    """Rows of a model's output embedding, padding included, without loading its weights."""
+    config = config_of(name, revision=revision, allow_remote_code=allow_remote_code)
+    return int(config.get_text_config().vocab_size)
+
+
+def _where(name: str, revision: str | None, allow_remote_code: bool) -> tuple[str, dict[str, Any]]:
+    """What transformers is asked for, and how."""
+    source = local_source(name)
+    options: dict[str, Any] = {"trust_remote_code": allow_remote_code}
+    if source is None:
+        return name, options | {"revision": revision or "main"}
+    return str(source), options | {"local_files_only": True}
+
+
+def local_source(name: str) -> Path | None:
+    """The folder a name stands for on this machine, or None for a hub id.
+
+    Embedded names and .gguf files are converted once and then reused.
+    """
+    if name in embedded.NAMES:
+        return embedded.folder(name)
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf" or path.is_file():
+        return embedded.converted(path)
+    if path.is_dir():
+        return _checked_folder(path)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(
+            f"{name}: there is no such folder", "give a model folder, a .gguf file, a hub id or an embedded name"
+        )
+    return None
+
+
+def _checked_folder(path: Path) -> Path:
+    if (path / "student" / "config.json").is_file():  # a run folder stands for its student
+        return path / "student"
+    if not (path / "config.json").is_file():
+        raise ModelError(
+            f"{path}: no config.json in it, so it is not a model folder", "point at the folder that has it"
+        )
+    if not any(path.glob("*.safetensors")):
+        raise ModelError(
+            f"{path}: no .safetensors weights in it; other formats can run code when loaded and are not read",
+            "convert it once with save_pretrained(..., safe_serialization=True) in a place you trust",
+        )
+    return path
+
+
+def _attempt(name: str, load: Any) -> Any:
+    """Run a loader; whatever goes wrong becomes one line that says what to do."""
+    try:
+        return load()
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"{name}: it comes with Python code of its own, which is not run",
+                "add --allow-remote-code if you trust it",
+            ) from error
+        if isinstance(error, OSError) and local_source(name) is None:
+            raise ModelError(
+                f"{name}: not found here and not reachable on a model hub",
+                f"name a folder or an embedded model ({', '.join(embedded.NAMES)}), or check the network and HF_HUB_OFFLINE",
+            ) from error
+        raise ModelError(
+            f"{name}: cannot be loaded: {first}", "check that the folder is complete and the model is causal"
+        ) from error
+
+
+def weights_size(folder: Path, model: Any) -> int:
+    """Bytes of the weights on disk, or what they would take where the folder is not here."""
+    on_disk = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return on_disk or sum(p.numel() * p.element_size() for p in model.parameters())

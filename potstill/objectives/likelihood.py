@@ -1,0 +1,36 @@
+"""Objectives that compare the student with tokens."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from potstill.errors import ConfigError
+from potstill.objectives.divergences import log_probs
+
+
+def cross_entropy(
+    student_logits: Float[Tensor, "*pos vocab"], target_ids: Int[Tensor, "*pos"], *, label_smoothing: float = 0.0
+) -> Float[Tensor, "*pos"]:
+    """Negative log-likelihood of the target tokens at each position, in nats.
+
+    (1 - s) * -log q(target) + s * mean_v -log q(v), with q = softmax(student).
+
+    Args:
+        student_logits: unnormalised; gradient flows.
+        target_ids: the token each position should predict.
+        label_smoothing: s, the share of the target spread evenly over the vocabulary.
+    Returns: non-negative, unmasked, unreduced.
+    Raises: ConfigError unless 0 <= label_smoothing < 1.
+    Numerics: computed in at least float32, float64 kept.
+    Source: Szegedy et al. 2016, arXiv:1512.00567, section 7 (label smoothing).
+    """
+    if not 0 <= label_smoothing < 1:
+        raise ConfigError(f"label_smoothing is {label_smoothing}", "give a share from 0 to below 1")
+    log_q = log_probs(student_logits)
+    flat = log_q.reshape(-1, log_q.shape[-1])
+    nll = F.nll_loss(flat, target_ids.reshape(-1), reduction="none").reshape(target_ids.shape)
+    if label_smoothing == 0:
+        return nll
+    return (1 - label_smoothing) * nll - label_smoothing * log_q.mean(-1)

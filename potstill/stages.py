@@ -1,0 +1,247 @@
+"""Runs a recipe: trains, measures, and trains the equal-time baseline beside it.
+
+Everything that is finished is on disk, so running a recipe again in its folder goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from potstill import assembly, recipe_io
+from potstill import recipe as schema
+from potstill.assembly import Student, Teaching
+from potstill.data.prepare import Prepared, prepare
+from potstill.environment import environment
+from potstill.evaluation.evaluator import measure
+from potstill.evaluation.generation import judge_answers
+from potstill.models.families import Causal
+from potstill.models.loading import load
+from potstill.run import MODELS, Run, remove_folder, write_text
+from potstill.sources.dataset import batches
+from potstill.training import checkpoint
+from potstill.training import runtime as runtimes
+from potstill.training.checkpoint import Checkpoint
+from potstill.training.runtime import Runtime
+from potstill.training.signals import StopRequest, listening
+from potstill.training.trainer import Job, State, check_batch, fit
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all trainings of a stage share."""
+
+    recipe: schema.Recipe
+    run: Run
+    runtime: Runtime
+    data: Prepared
+    tokenizer: Any
+    teaching: Teaching | None
+    stop: StopRequest
+    allow_remote_code: bool
+
+    @property
+    def vocab_size(self) -> int | None:
+        return self.teaching.vocab_size if self.teaching else None
+
+
+@dataclass(frozen=True)
+class Training:
+    """One student to be trained: the recipe's own, or its baseline. ``label`` is its row in the table."""
+
+    label: str
+    stage: schema.Stage
+    run: Run
+
+
+def run(recipe: schema.Recipe, run: Run, *, allow_remote_code: bool = False) -> None:
+    """Run a recipe in its folder, from the start or from where it was stopped.
+
+    Args:
+        recipe: what to do.
+        run: where; its folder exists.
+        allow_remote_code: let models run Python that comes with them.
+    Raises: any PotstillError; Stopped after a signal, with everything saved.
+    """
+    with listening() as stop:
+        bench = set_up(recipe, run, stop, allow_remote_code)
+        _measure_teacher(bench)
+        for training in _trainings(bench):
+            resume_from = checkpoint.newest(training.run.checkpoints, _say)
+            student = _student(bench, training, resume_from)
+            _measure_untouched(bench, training, student, resume_from)
+            state = fit(_job(bench, training, student), resume_from)
+            _finish(bench, training, state, student.stored_dtype)
+        _write_samples(bench)
+        bench.runtime.barrier()
+
+
+def set_up(recipe: schema.Recipe, run: Run, stop: StopRequest, allow_remote_code: bool) -> Bench:
+    """Join the other processes, read the data, load the teacher; refuse what cannot work before anything is trained."""
+    runtime = runtimes.start(recipe.device, recipe.dtype)
+    stage = recipe.stage
+    check_batch(stage.batch, runtime.world_size)
+    recipe = _settled(recipe, runtime)
+    tokenizer = assembly.student_tokenizer(stage, allow_remote_code)
+    data = prepare(stage.data, tokenizer, quarantine_file=run.quarantine_file if runtime.is_main else None)
+    teaching = assembly.load_teaching(stage, tokenizer, runtime, allow_remote_code)
+    if runtime.is_main:
+        write_text(run.recipe_file, recipe_io.dump(recipe))
+        run.write("env", environment(str(runtime.device), recipe.dtype))
+        run.write("data", data.counts | ({"vocabulary": teaching.note} if teaching and teaching.note else {}))
+    runtime.barrier()
+    return Bench(recipe, run, runtime, data, tokenizer, teaching, stop, allow_remote_code)
+
+
+def _settled(recipe: schema.Recipe, runtime: Runtime) -> schema.Recipe:
+    """The recipe with what was ``auto`` settled, so that it re-runs the same."""
+    dtype = str(runtime.dtype).removeprefix("torch.")
+    if recipe.dtype == "auto" and runtime.is_main:
+        _say(f"computing in {dtype} on {runtime.device.type}, the faster here of float32 and bfloat16")
+    return recipe.model_copy(update={"device": runtime.device.type, "dtype": dtype})
+
+
+def _trainings(bench: Bench) -> Iterator[Training]:
+    """The recipe's student, and then, with its training time known, the baseline's."""
+    stage, run = bench.recipe.stage, bench.run
+    yield Training("student_after", stage, run)
+    if bench.recipe.baseline == "equal_time_sft":
+        seconds = bench.runtime.share(run.read("cost").get("training_s") if bench.runtime.is_main else None)
+        yield Training("equal_time_sft", assembly.equal_time_sft(stage, seconds), run.baseline)
+
+
+def _student(bench: Bench, training: Training, resume_from: Checkpoint | None) -> Student:
+    student = assembly.build_student(
+        training.stage,
+        bench.runtime,
+        bench.vocab_size,
+        assembly.calibration_rows(bench.data),
+        bench.allow_remote_code,
+        resume_from,
+    )
+    if resume_from and bench.runtime.is_main:
+        _say(f"going on from {resume_from.path}")
+    elif bench.runtime.is_main and training.label == "student_after":
+        bench.run.write("student", student.made)
+        if layers := student.made.get("kept_layers"):
+            _say(f"student: layers {layers} of {student.made['of_layers']} of {student.made['from']}")
+    return student
+
+
+def _job(bench: Bench, training: Training, student: Student) -> Job:
+    stage = training.stage
+    pad_id = bench.tokenizer.eos_token_id
+    validation = list(batches(bench.data.validation, stage.evaluation.batch_size, pad_id))
+
+    def validate() -> dict[str, float]:
+        with bench.runtime.autocast():
+            return measure(
+                student.family, bench.teaching.teacher if stage.teacher and bench.teaching else None, validation
+            )
+
+    return Job(
+        stage=stage,
+        run=training.run,
+        runtime=bench.runtime,
+        student=student.family,
+        tokenizer=bench.tokenizer,
+        streams=assembly.build_streams(stage, bench.data, bench.teaching, bench.recipe.seed, pad_id),
+        validate=validate,
+        examples_per_epoch=len(bench.data.train),
+        stop=bench.stop,
+        label={"student_after": bench.recipe.method, "equal_time_sft": "equal-time sft"}[training.label],
+    )
+
+
+def _finish(bench: Bench, training: Training, state: State, stored_dtype: torch.dtype) -> None:
+    """Export the best student, measure what was exported, and write down the cost."""
+    if bench.runtime.is_main:
+        best = Checkpoint((training.run.checkpoints / checkpoint.BEST).resolve())
+        _export(bench, best, training.run, stored_dtype)
+        prefix = "" if training.label == "student_after" else "baseline_"
+        _add_cost(bench.run, prefix, state)
+        if not bench.run.eval_file(training.label).exists():
+            loaded = load(str(training.run.student), dtype=bench.runtime.student_dtype, device=bench.runtime.device)
+            _evaluate(bench, training.label, Causal(loaded.model, bench.vocab_size), loaded.size_on_disk)
+    bench.runtime.barrier()
+
+
+def _export(bench: Bench, best: Checkpoint, run: Run, dtype: torch.dtype) -> None:
+    """Write the best checkpoint's student to ``student/``, in the precision of the model it came from."""
+    partial = run.path / ".student.partial"
+    remove_folder(partial)
+    loaded = load(str(best.student), dtype=dtype, allow_remote_code=bench.allow_remote_code)
+    loaded.model.save_pretrained(partial)
+    loaded.tokenizer.save_pretrained(partial)
+    checkpoint.make_readable(partial)
+    checkpoint.flush_tree(partial)
+    remove_folder(run.student)
+    partial.rename(run.student)
+
+
+def _measure_teacher(bench: Bench) -> None:
+    if bench.teaching and bench.runtime.is_main and not bench.run.eval_file("teacher").exists():
+        _evaluate(bench, "teacher", bench.teaching.teacher.family, bench.teaching.size_on_disk)
+    bench.runtime.barrier()
+
+
+def _measure_untouched(bench: Bench, training: Training, student: Student, resume_from: Checkpoint | None) -> None:
+    wanted = training.label == "student_after" and not resume_from and bench.runtime.is_main
+    if wanted and not bench.run.eval_file("student_before").exists():
+        _evaluate(bench, "student_before", student.family, student.size_on_disk)
+    bench.runtime.barrier()
+
+
+def _evaluate(bench: Bench, label: str, family: Causal, size_on_disk: int) -> None:
+    """Measure one model on the held-out rows: one row of the table, and its answers."""
+    begun = time.perf_counter()
+    settings = bench.recipe.stage.evaluation
+    rows = bench.data.heldout[: settings.max_examples]
+    _say(f"measuring {label.replace('_', ' ')} on {len(rows)} held-out examples")
+    teacher = bench.teaching.teacher if bench.teaching else None
+    with bench.runtime.autocast():
+        figures = measure(family, teacher, batches(rows, settings.batch_size, bench.tokenizer.eos_token_id))
+        answered = rows[: settings.generate_examples]
+        judged, answers = judge_answers(family, bench.tokenizer, answered, settings, bench.recipe.seed)
+    size = {"num_parameters": sum(p.numel() for p in family.model.parameters()), "size_on_disk_bytes": size_on_disk}
+    bench.run.write(f"answers/{label}", answers)
+    bench.run.write(f"eval/{label}", figures | judged | size)
+    cost = bench.run.read("cost")
+    bench.run.write("cost", cost | {"evaluation_s": cost.get("evaluation_s", 0) + time.perf_counter() - begun})
+
+
+def _add_cost(run: Run, prefix: str, state: State) -> None:
+    own = {
+        "training_s": state.seconds,
+        "steps": state.step,
+        "best_step": state.best_step,
+        "tokens": state.tokens,
+        "response_tokens": state.response_tokens,
+    }
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    cost = run.read("cost")
+    run.write("cost", cost | {prefix + k: v for k, v in own.items()} | {"peak_memory_bytes": peak})
+
+
+def _write_samples(bench: Bench) -> None:
+    """samples.jsonl: what each model answered to the same prompts."""
+    if not bench.runtime.is_main:
+        return
+    answers: dict[str, Any] = {label: bench.run.read(f"answers/{label}") for label in MODELS}
+    lines = []
+    for index, row in enumerate(bench.data.heldout[: bench.recipe.stage.evaluation.generate_examples]):
+        outputs = {label: given[index] for label, given in answers.items() if given}
+        lines.append({"id": row.example_id, "prompt": row.prompt, "reference": row.response, "outputs": outputs})
+    write_text(bench.run.samples_file, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

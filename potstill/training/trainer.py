@@ -1,0 +1,244 @@
+"""The loop: steps until the budget is spent, with metrics, validation and checkpoints on the way.
+
+It knows no method's name: what is drawn, asked and computed is the streams' business.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+
+from potstill import recipe
+from potstill.errors import CheckpointError, ConfigError
+from potstill.models.families import Causal
+from potstill.run import Run
+from potstill.training import checkpoint, optim
+from potstill.training.checkpoint import Checkpoint
+from potstill.training.metrics import MetricsLog, Progress
+from potstill.training.runtime import Runtime
+from potstill.training.signals import StopRequest
+from potstill.training.step import LiveStream, StepResult, train_step
+
+
+@dataclass
+class State:
+    """How far training is: everything a checkpoint holds beside tensors."""
+
+    step: int = 0
+    examples: int = 0
+    response_tokens: int = 0
+    tokens: int = 0
+    seconds: float = 0.0  # of steps alone; validation and saving do not count
+    best_step: int | None = None
+    best_value: float | None = None
+    metrics_length: int = 0
+    world_size: int = 1
+    settings: dict[str, Any] = field(default_factory=dict)  # the stage as it was, to refuse another one's checkpoint
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that one training needs.
+
+    ``validate`` returns figures by metric name; ``examples_per_epoch`` turns epochs into examples.
+    """
+
+    stage: recipe.Stage
+    run: Run
+    runtime: Runtime
+    student: Causal
+    tokenizer: Any
+    streams: Sequence[LiveStream]
+    validate: Callable[[], dict[str, float]]
+    examples_per_epoch: int
+    stop: StopRequest
+    label: str
+
+
+def fit(job: Job, resume_from: Checkpoint | None = None) -> State:
+    """Train until the budget is spent, and return how it went. The best student is at ``checkpoints/best``.
+
+    Raises: Stopped at the end of the step in which the user asked for it, with a checkpoint written;
+        NumericsError for figures that are not finite; CheckpointError for a checkpoint of other settings.
+    """
+    stage, runtime = job.stage, job.runtime
+    check_batch(stage.batch, runtime.world_size)
+    wrapped = runtime.wrap(job.student)
+    optimizer = optim.build(job.student, stage.optimizer)
+    state = _restore(job, optimizer, resume_from)
+    log = MetricsLog(job.run.metrics_file if runtime.is_main else None, state.metrics_length)
+    with (
+        log,
+        Progress(job.label, quiet=not runtime.is_main) as progress,
+        job.stop.at_end_of_step(),
+        training(job.student),
+    ):
+        while spent(job, state) < 1:
+            begun = time.perf_counter()
+            rate = optim.set_learning_rate(optimizer, stage.optimizer, _mid_step(job, state))
+            result = train_step(
+                job.student, wrapped, optimizer, job.streams, stage.batch, stage.optimizer.max_grad_norm, runtime
+            )
+            # One clock for all processes, because a budget may be in seconds.
+            seconds = runtime.share(time.perf_counter() - begun)
+            _advance(state, result, stage.batch.size, seconds)
+            log.write(_metrics_line(state, result, rate, seconds))
+            progress.update(state.step, spent(job, state), result.loss, result.tokens / seconds, state.seconds)
+
+            finished = spent(job, state) >= 1
+            due = finished or state.step % stage.checkpoint.every == 0
+            exit_code = job.stop.agreed(runtime)
+            if due:
+                _validate(job, state, log, progress)
+            if due or exit_code:
+                _save(job, optimizer, state, log)
+            if exit_code and not finished:
+                raise job.stop.stopped(f"after step {state.step}", exit_code)
+    return state
+
+
+def spent(job: Job, state: State) -> float:
+    """The share of the budget that is spent, from 0; 1 and above is the end."""
+    budget = job.stage.budget
+    if budget.steps is not None:
+        return state.step / budget.steps
+    if budget.epochs is not None:
+        return state.examples / (budget.epochs * job.examples_per_epoch)
+    if budget.tokens is not None:
+        return state.response_tokens / budget.tokens
+    assert budget.seconds is not None
+    return state.seconds / budget.seconds
+
+
+def check_batch(batching: recipe.Batching, world_size: int) -> None:
+    """Refuse a global batch that does not divide over the processes."""
+    if batching.size % world_size:
+        raise ConfigError(
+            f"batch.size is {batching.size}, which {world_size} processes cannot share equally",
+            f"set batch.size to a multiple of {world_size}",
+        )
+
+
+def _mid_step(job: Job, state: State) -> float:
+    """The share of the budget spent in the middle of the next step, taken to be as long as the ones before it."""
+    if state.step:
+        return spent(job, state) * (state.step + 0.5) / state.step
+    return spent(job, replace(state, step=1, examples=job.stage.batch.size)) / 2
+
+
+def _advance(state: State, result: StepResult, batch_size: int, seconds: float) -> None:
+    state.step += 1
+    state.examples += batch_size
+    state.response_tokens += result.response_tokens
+    state.tokens += result.tokens
+    state.seconds += seconds
+
+
+def _metrics_line(state: State, result: StepResult, rate: float, seconds: float) -> dict[str, Any]:
+    return {
+        "step": state.step,
+        "train/loss": result.loss,
+        **{f"train/{key}_nats": value for key, value in result.values.items()},
+        "optim/learning_rate": rate,
+        "optim/grad_norm": result.grad_norm,
+        "data/examples": state.examples,
+        "data/response_tokens": state.response_tokens,
+        "time/step_s": round(seconds, 4),
+        "time/tokens_per_s": round(result.tokens / seconds, 1),
+    }
+
+
+def _validate(job: Job, state: State, log: MetricsLog, progress: Progress) -> None:
+    """Measure the student on validation rows, and note whether it is the best so far."""
+    figures = job.runtime.share(job.validate() if job.runtime.is_main else None)
+    log.write({"step": state.step} | {f"validation/{key}": value for key, value in figures.items()})
+    name = job.stage.checkpoint.best_by
+    value = figures[name]
+    progress.note(f"{job.label}: step {state.step}  validation {name} {value:.4g}")
+    if state.best_value is None or _better(name, value, state.best_value):
+        state.best_step, state.best_value = state.step, value
+
+
+def _better(name: str, value: float, than: float) -> bool:
+    return value > than if name in recipe.METRICS_TO_MAXIMISE else value < than
+
+
+def _save(job: Job, optimizer: torch.optim.Optimizer, state: State, log: MetricsLog) -> None:
+    """Write a checkpoint: the main process its student and optimizer, every process its own random and source state."""
+    runtime, folder = job.runtime, job.run.checkpoints
+    state.metrics_length = log.flush()
+    writer = checkpoint.Writer(folder, state.step)
+    if runtime.is_main:
+        writer.begin()
+    runtime.barrier()
+    torch.save(_process_state(job), writer.file(f"process-{runtime.rank:05d}.pt"))
+    if runtime.is_main:
+        job.student.model.save_pretrained(writer.student)
+        job.tokenizer.save_pretrained(writer.student)
+        torch.save(optimizer.state_dict(), writer.file("optimizer.pt"))
+        writer.file("trainer.json").write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
+    runtime.barrier()
+    if runtime.is_main:
+        written = writer.commit()
+        if state.best_step == state.step:
+            checkpoint.mark_best(written)
+        checkpoint.prune(folder, job.stage.checkpoint.keep_last, state.best_step)
+    runtime.barrier()
+
+
+def _process_state(job: Job) -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state() if job.runtime.device.type == "cuda" else None
+    sources = {stream.spec.name: stream.source.state_dict() for stream in job.streams}
+    return {"cpu_rng": torch.get_rng_state(), "cuda_rng": cuda, "sources": sources}
+
+
+def _restore(job: Job, optimizer: torch.optim.Optimizer, resume_from: Checkpoint | None) -> State:
+    """The state to go on from. The student itself was loaded from the checkpoint by whoever built it."""
+    fresh = State(world_size=job.runtime.world_size, settings=job.stage.model_dump(mode="json"))
+    if resume_from is None:
+        return fresh
+    state = State(**resume_from.read_json("trainer.json"))
+    _check_settings(resume_from, state, fresh)
+    optimizer.load_state_dict(resume_from.read_tensors("optimizer.pt"))
+    process = resume_from.read_tensors(f"process-{job.runtime.rank:05d}.pt")
+    torch.set_rng_state(process["cpu_rng"])
+    if process["cuda_rng"] is not None and job.runtime.device.type == "cuda":
+        torch.cuda.set_rng_state(process["cuda_rng"])
+    for stream in job.streams:
+        stream.source.load_state_dict(process["sources"][stream.spec.name])
+    return state
+
+
+def _check_settings(resume_from: Checkpoint, then: State, now: State) -> None:
+    differing = sorted(_differing_keys(then.settings, now.settings))
+    if then.world_size != now.world_size:
+        differing.append(f"processes ({then.world_size} then, {now.world_size} now)")
+    if differing:
+        raise CheckpointError(
+            f"{resume_from.path} belongs to other settings: {', '.join(differing)} differ",
+            "resume with the recipe and the number of processes the run was started with, or start a new run",
+        )
+
+
+def _differing_keys(then: Any, now: Any, path: str = "") -> Iterator[str]:
+    if isinstance(then, dict) and isinstance(now, dict):
+        for key in then.keys() | now.keys():
+            yield from _differing_keys(then.get(key), now.get(key), f"{path}.{key}" if path else key)
+    elif then != now:
+        yield path
+
+
+@contextmanager
+def training(student: Causal) -> Iterator[None]:
+    """Dropout on while the student is trained."""
+    student.train()
+    try:
+        yield
+    finally:
+        student.eval()
