@@ -13,7 +13,7 @@ from potstill.evaluation.metrics.statistics import mean_and_error
 from potstill.models.families import Causal
 from potstill.objectives import cross_entropy
 from potstill.objectives.chunked import Chunk, select
-from potstill.objectives.divergences import kl_between
+from potstill.objectives.divergences import kl_between, log_probs
 from potstill.teachers.local import LocalTeacher
 from potstill.types import Batch
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,22 +29,28 @@ def generate(
         seed: of the draws; the process's own random state is left as it was.
     """
     eos = tokenizer.eos_token_id
-    sampling = (
-        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-        if temperature
-        else {"do_sample": False}
-    )
     devices = [family.model.device.index or 0] if family.model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng(devices), _settings(family.model, max_new_tokens, temperature, eos):
         torch.manual_seed(seed)
-        sequences = family.model.generate(
-            **family.generation_inputs(batch),
-            max_new_tokens=max_new_tokens,
-            eos_token_id=eos,
-            pad_token_id=eos,
-            **sampling,
-        )
+        sequences = family.model.generate(**family.generation_inputs(batch))
     return [_before_eos(row, eos) for row in sequences[:, batch.prompt_ids.shape[1] :].cpu()]
+
+
+@contextmanager
+def _settings(model: Any, max_new_tokens: int, temperature: float, eos: int) -> Iterator[None]:
+    """These settings and no others: ``generate`` fills what is left open from the model's own folder, and models are
+    to be compared under the same ones."""
+    from transformers import GenerationConfig
+
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+    own = model.generation_config
+    model.generation_config = GenerationConfig(
+        max_new_tokens=max_new_tokens, eos_token_id=eos, pad_token_id=eos, **sampling
+    )
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _before_eos(ids: Int[Tensor, " tokens"], eos: int) -> Int[Tensor, " tokens"]:

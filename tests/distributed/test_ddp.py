@@ -1,0 +1,53 @@
+"""Two gloo processes make the same losses and the same weights as one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from tests.e2e.conftest import SMALL, Command, as_arguments
+
+STEPS = 20
+
+
+def losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["train/loss"] for line in lines if "train/loss" in line]
+
+
+def test_two_processes_equal_one_to_1e9_in_float64(workspace: Path, potstill: Command) -> None:
+    settings = SMALL | {
+        "dtype": "float64",
+        "budget.steps": STEPS,
+        "batch.size": 6,
+        "student.freeze_embeddings": False,
+        "checkpoint.every": STEPS,
+        "ce_weight": 0.3,
+        "evaluation.generate_examples": 1,
+    }
+    found = {}
+    for name, processes, micro in (("one", 1, 6), ("one-split", 1, 2), ("two", 2, 3)):
+        arguments = as_arguments(settings | {"run": name, "batch.micro_size": micro})
+        done = potstill("train", "kd", *arguments, processes=processes)
+        assert done.returncode == 0, done.stderr
+        run = workspace / "runs" / name
+        found[name] = losses(run), load_file(run / "checkpoints" / f"step-{STEPS:06d}" / "student" / "model.safetensors")
+    expected_losses, expected_weights = found["one"]
+    assert len(expected_losses) == STEPS
+    for name in ("one-split", "two"):
+        found_losses, weights = found[name]
+        torch.testing.assert_close(found_losses, expected_losses, rtol=0, atol=1e-9)
+        assert weights.keys() == expected_weights.keys()
+        for key, value in expected_weights.items():
+            assert value.dtype == torch.float64
+            torch.testing.assert_close(weights[key], value, rtol=0, atol=1e-9, msg=f"{name}: {key}")
+
+
+def test_a_batch_that_does_not_divide_is_refused(workspace: Path, potstill: Command) -> None:
+    done = potstill("train", "kd", *as_arguments(SMALL | {"batch.size": 5}), processes=2)
+    assert done.returncode != 0
+    assert "batch.size is 5, which 2 processes cannot share equally" in done.stderr
+    assert "Traceback (most recent call last):\n  File \"" not in done.stderr.split("error:")[0]

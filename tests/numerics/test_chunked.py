@@ -1,0 +1,177 @@
+"""The chunked evaluator against a reference that materialises every logit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from potstill import objectives, weighting
+from potstill.models.families import Causal
+from potstill.objectives.chunked import BoundTerm, evaluate_terms
+from potstill.recipe import Term
+from potstill.types import Batch, Live
+from tests import tiny
+
+OBJECTIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cross_entropy": objectives.cross_entropy,
+    "smoothed": partial(objectives.cross_entropy, label_smoothing=0.2),
+    "forward_kl": objectives.forward_kl,
+    "reverse_kl": partial(objectives.reverse_kl, temperature=2.0),
+    "jensen_shannon": objectives.jensen_shannon,
+    # One nobody has written yet: the evaluator must not know the objectives.
+    "squared_difference": lambda s, t: (s.softmax(-1) - t.softmax(-1)).square().sum(-1),
+}
+LENGTHS = [(3, 9), (7, 1), (1, 14), (5, 6)]
+
+
+def bound(name: str, batch: Batch, coefficient: float = 1.0) -> BoundTerm:
+    spec = Term.model_validate({"objective": "cross_entropy"})
+    weight = weighting.weights(spec, batch)
+    scale = weighting.scales(spec, weight, weighting.denominator(spec, weight))
+    return BoundTerm(name, OBJECTIVES[name], name not in ("cross_entropy", "smoothed"), coefficient, scale)
+
+
+def reference(student: Causal, teacher: Causal, batch: Batch, terms: list[BoundTerm]) -> Tensor:
+    """The same sum from the models' own logits, all at once."""
+
+    def logits(model: Any, row: int) -> Tensor:
+        prompt = batch.prompt_ids[row][batch.prompt_mask[row]]
+        response = batch.response_ids[row][batch.response_mask[row]]
+        whole = model(torch.cat([prompt, response])[None]).logits[0]
+        return whole[len(prompt) - 1 : -1]
+
+    total = torch.zeros((), dtype=student.model.dtype)
+    for row in range(len(batch)):
+        mask = batch.response_mask[row]
+        for term in terms:
+            with torch.no_grad():
+                other = logits(teacher.model, row)
+            against = other if term.compares else batch.response_ids[row][mask]
+            total = total + term.coefficient * (term.objective(logits(student.model, row), against) * term.scale[row][mask]).sum()
+    return total
+
+
+def models(dtype: torch.dtype, *, tied: bool, frozen: bool = False) -> tuple[Causal, Causal]:
+    student, teacher = Causal(tiny.llama(0, layers=2, tied=tied).to(dtype)), Causal(tiny.llama(1).to(dtype))
+    if frozen:
+        student.model.get_input_embeddings().requires_grad_(False)
+    return student, teacher.requires_grad_(False)
+
+
+def gradients(student: Causal, total: Tensor) -> dict[str, Tensor]:
+    student.zero_grad()
+    total.backward()
+    return {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("chunk_size", [1, 4, 1000])
+@pytest.mark.parametrize("tied", [True, False])
+def test_equals_the_unchunked_reference(name: str, chunk_size: int, tied: bool) -> None:
+    student, teacher = models(torch.float64, tied=tied)
+    batch = tiny.batch(LENGTHS, extra_left=2, extra_right=3)
+    terms = [bound(name, batch)]
+    signal = Live(teacher(batch), teacher.head)
+    total, values = evaluate_terms(student.output(batch), signal, batch, terms, chunk_size)
+    expected = reference(student, teacher, batch, terms)
+    torch.testing.assert_close(total, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(values.sum(), expected.detach(), rtol=0, atol=1e-12)
+    ours, theirs = gradients(student, total), gradients(student, expected)
+    assert ours.keys() == theirs.keys()
+    for key in theirs:
+        torch.testing.assert_close(ours[key], theirs[key], rtol=0, atol=1e-12, msg=key)
+
+
+def test_equals_the_reference_in_float32() -> None:
+    student, teacher = models(torch.float32, tied=True)
+    batch = tiny.batch(LENGTHS)
+    terms = [bound("forward_kl", batch), bound("cross_entropy", batch)]
+    total, _ = evaluate_terms(student.output(batch), Live(teacher(batch), teacher.head), batch, terms, 5)
+    expected = reference(student, teacher, batch, terms)
+    assert abs(total.item() / expected.item() - 1) < 1e-6
+    ours, theirs = gradients(student, total), gradients(student, expected)
+    for key in theirs:
+        assert (ours[key] - theirs[key]).norm() <= 1e-6 * theirs[key].norm() + 1e-7, key
+
+
+def test_several_terms_share_one_projection_and_add_up() -> None:
+    student, teacher = models(torch.float64, tied=True)
+    batch = tiny.batch(LENGTHS)
+    terms = [bound("forward_kl", batch, 0.3), bound("cross_entropy", batch, 0.7), bound("reverse_kl", batch, 0.0)]
+    calls = []
+    output = student.output(batch)
+    head = output.head
+    counted = type(head)(lambda h: calls.append(len(h)) or head.project(h), head.parameters, head.vocab_size)  # type: ignore[func-returns-value]
+    total, values = evaluate_terms(
+        type(output)(output.hidden, counted), Live(teacher(batch), teacher.head), batch, terms, chunk_size=8
+    )
+    torch.testing.assert_close(total, reference(student, teacher, batch, terms), rtol=0, atol=1e-12)
+    torch.testing.assert_close(total.detach(), 0.3 * values[0] + 0.7 * values[1], rtol=0, atol=1e-14)
+    assert values[2] > 0
+    assert sum(calls) == batch.num_response_tokens  # each position reached the head once, padding never
+
+
+def test_frozen_head_gets_no_gradient() -> None:
+    student, teacher = models(torch.float64, tied=True, frozen=True)
+    batch = tiny.batch(LENGTHS)
+    total, _ = evaluate_terms(student.output(batch), Live(teacher(batch), teacher.head), batch, [bound("forward_kl", batch)])
+    found = gradients(student, total)
+    assert found
+    assert not any("embed_tokens" in key or "lm_head" in key for key in found)
+
+
+def test_teacher_gets_no_gradient() -> None:
+    student, _ = models(torch.float64, tied=True)
+    teacher = Causal(tiny.llama(1).double())
+    batch = tiny.batch(LENGTHS)
+    total, _ = evaluate_terms(student.output(batch), Live(teacher(batch), teacher.head), batch, [bound("forward_kl", batch)])
+    total.backward()
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_padding_changes_nothing() -> None:
+    student, teacher = models(torch.float64, tied=True)
+    results = []
+    for left, right in [(0, 0), (5, 0), (0, 5), (11, 3)]:
+        batch = tiny.batch(LENGTHS, extra_left=left, extra_right=right)
+        total, _ = evaluate_terms(
+            student.output(batch), Live(teacher(batch), teacher.head), batch, [bound("forward_kl", batch)]
+        )
+        results.append((total.item(), gradients(student, total)))
+    for value, grads in results[1:]:
+        assert value == pytest.approx(results[0][0], abs=1e-13)
+        for key, gradient in grads.items():
+            torch.testing.assert_close(gradient, results[0][1][key], rtol=0, atol=1e-13)
+
+
+def test_no_real_token_gives_zero_and_zero_gradient() -> None:
+    student, teacher = models(torch.float64, tied=True)
+    batch = tiny.batch([(3, 0), (2, 0)], extra_right=2)
+    total, values = evaluate_terms(
+        student.output(batch), Live(teacher(batch), teacher.head), batch, [bound("forward_kl", batch)]
+    )
+    assert total.item() == 0
+    assert values.tolist() == [0]
+    assert all((gradient == 0).all() for gradient in gradients(student, total).values())
+
+
+def test_values_need_no_gradient_to_be_computed() -> None:
+    student, teacher = models(torch.float64, tied=True)
+    batch = tiny.batch(LENGTHS)
+    terms = [bound("forward_kl", batch)]
+    with torch.no_grad():
+        total, _ = evaluate_terms(student.output(batch), Live(teacher(batch), teacher.head), batch, terms)
+    assert not total.requires_grad
+    torch.testing.assert_close(total, reference(student, teacher, batch, terms).detach(), rtol=0, atol=1e-12)
+
+
+def test_a_term_that_compares_needs_a_signal() -> None:
+    student, _ = models(torch.float64, tied=True)
+    batch = tiny.batch(LENGTHS)
+    with pytest.raises(ValueError, match="forward_kl compares with a teacher"):
+        evaluate_terms(student.output(batch), None, batch, [bound("forward_kl", batch)])
