@@ -32,7 +32,5 @@ def shown(file: Path) -> str:
 def _starter(split: str) -> Path:
     file = _STARTER_FOLDER / f"{split}.jsonl"
     if not file.is_file():
-        raise DataError(
-            "the starter rows are missing from this installation", "install potstill again, or set data.path"
-        )
+        raise DataError("the starter rows are not in this installation", "install potstill again, or set data.path")
     return file

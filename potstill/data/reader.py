@@ -159,7 +159,7 @@ def kind_of(value: Any) -> str:
 
 
 def _read_csv(file: Path, limit: int) -> Iterator[Row | BadRow]:
-    csv.field_size_limit(max(limit, csv.field_size_limit()))  # ours is the limit that counts
+    csv.field_size_limit(max(2 * limit, csv.field_size_limit()))  # out of the way: ours is reached first
     with _opened(file) as handle:
         records = _csv_records(_lines(handle, file, limit), file, limit)
         header = _header(next(records, (1, b"", "there is none")), file)
@@ -205,9 +205,7 @@ def _continuation(lines: Iterator[Line], where: str, limit: int) -> Iterator[byt
         if too_long or size > limit:
             break
         yield line
-    raise DataError(
-        f"{where}: a quote is opened here and never closed", "close it, or double each quote inside a field"
-    )
+    raise DataError(f"{where}: a quote opened here is never closed", "close it, or double each quote inside a field")
 
 
 def _header(first: tuple[int, bytes, list[str] | str], file: Path) -> list[str]:

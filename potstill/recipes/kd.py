@@ -14,14 +14,26 @@ from __future__ import annotations
 
 from typing import Literal
 
-from potstill.recipe import Budget, Checkpoint, Optimizer, Recipe, Stage, Stream, Teacher, Term, named
+from potstill.recipe import (
+    Budget,
+    Checkpoint,
+    Fraction,
+    Optimizer,
+    Positive,
+    Recipe,
+    Stage,
+    Stream,
+    Teacher,
+    Term,
+    named,
+)
 
 
 def kd(
     *,
     divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon"] = "forward_kl",
-    temperature: float = 1.0,
-    ce_weight: float = 0.0,
+    temperature: Positive = 1.0,
+    ce_weight: Fraction = 0.0,
 ) -> Recipe:
     """Distil a teacher's distributions into a student.
 

@@ -7,10 +7,14 @@ Defaults: those of ``kd``, so that the two compare; the student is cut from the 
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from potstill.recipe import Budget, Checkpoint, Optimizer, PrunedStudent, Recipe, Stage, Stream, Teacher, Term
 
 
-def sft(*, label_smoothing: float = 0.0) -> Recipe:
+def sft(*, label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0) -> Recipe:
     """Fine-tune a student on prompts and responses.
 
     Args:

@@ -1,0 +1,184 @@
+"""The model card: README.md beside a student, in the form model hubs read. Names of users are shown, never obeyed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from potstill.reporting import settings, tables
+from potstill.reporting.formats import duration, number, percent
+from potstill.reporting.text import one_line
+from potstill.run import Run, write_text
+
+COUNTS = ("rows", "used", "quarantined", "truncated_responses")  # of data.json
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
+
+LOAD = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # where this file is
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+```
+
+Nothing of potstill is needed to run it."""
+
+LIMITS = """\
+- The figures hold for the held-out rows they were measured on. They say nothing of other tasks, languages or lengths.
+- Nothing here measures truthfulness, safety or bias. A student may copy what is wrong in its teacher and add mistakes of
+  its own.
+- The licences of the models and the data it was made from apply."""
+
+
+def write_card(run: Run, folder: Path) -> Path:
+    """Write README.md into ``folder``, whole or not at all, from the run's files."""
+    file = folder / "README.md"
+    write_text(file, card(run))
+    return file
+
+
+def card(run: Run) -> str:
+    """The card's text."""
+    parts = (
+        _front_matter(run),
+        f"# {code(run.name)}",
+        "A small language model distilled with potstill." if settings.teacher(run) else "A small language model.",
+        "\n\n".join(tables.verdict(run)),
+        "## How it was made",
+        "\n".join(f"- {fact}" for fact in _facts(run)),
+        "## Figures",
+        _figures(run),
+        "## Use",
+        LOAD,
+        "## Limits",
+        LIMITS,
+        "## Make it again",
+        _command(run),
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def code(text: str) -> str:
+    """User text as a Markdown code span, in which nothing is markup. The fence is longer than any run of backticks."""
+    text = one_line(text) or "-"
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    pad = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def quoted(text: str) -> str:
+    """User text as a YAML double-quoted scalar, which a JSON string is."""
+    return json.dumps(one_line(text), ensure_ascii=False)
+
+
+def _front_matter(run: Run) -> str:
+    source = settings.student_source(run)
+    base = [f"base_model: {quoted(source)}"] if source and _is_hub_id(source) else []
+    tags = ["distillation", "potstill"] if settings.teacher(run) else ["potstill"]
+    lines = ["library_name: transformers", "pipeline_tag: text-generation", *base, "tags:", *(f"- {t}" for t in tags)]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _is_hub_id(name: str) -> bool:
+    """Whether a hub would know the name: ``owner/name``, and no folder here."""
+    return bool(_HUB_ID.fullmatch(name)) and not Path(name).exists()
+
+
+def _model(name: str) -> str:
+    """A model's name; of a path only the end, since a card is made to be passed on and paths name people."""
+    path = Path(one_line(name)).expanduser() if name.startswith("~/") else Path(one_line(name))
+    return code(path.name if path.is_absolute() else name)
+
+
+def _facts(run: Run) -> Iterator[str]:
+    """How the student was made, as far as the run says."""
+    if method := settings.method(run):
+        yield f"method: {code(method)}"
+    if teacher := settings.teacher(run):
+        yield f"teacher: {_model(teacher)}"
+    yield f"student: {_student(run)}"
+    if terms := _terms(run):
+        yield f"loss: {terms}"
+    yield f"data: {_data(run)}"
+    yield f"training: {_training(run)}"
+
+
+def _student(run: Run) -> str:
+    source, made = settings.student_source(run), run.read("student")
+    if source is None:
+        return "not recorded"
+    kept = made.get("kept_layers")
+    if not isinstance(kept, list):
+        return f"{_model(source)}, trained further"
+    layers = ", ".join(str(layer) for layer in kept)
+    by = settings.value_at(settings.stage(run), "student", "choose_by") if made.get("block_influence") else None
+    how = f", chosen by {code(str(by))}" if by else ""
+    total = number(made.get("of_layers"))
+    return f"layers {code(layers)} of {_model(source)}" + (f" ({total:.0f} layers)" if total else "") + how
+
+
+def _terms(run: Run) -> str:
+    """The summands of the loss, by name and coefficient."""
+    found = []
+    streams = settings.stage(run).get("streams")
+    for stream in streams if isinstance(streams, list) else []:
+        terms = settings.value_at(stream, "terms")
+        for term in terms if isinstance(terms, list) else []:
+            objective = settings.value_at(term, "objective")
+            name = settings.value_at(objective, "name") or objective
+            coefficient = settings.value_at(term, "coefficient")
+            found.append(f"{1.0 if number(coefficient) is None else coefficient:g} x {code(str(name))}")
+    return " + ".join(found)
+
+
+def _data(run: Run) -> str:
+    data = run.read("data")
+    path = settings.value_at(settings.stage(run), "data", "path")
+    named = [_model(path)] if isinstance(path, str) else []
+    counts = [f"{value:,.0f} {key.replace('_', ' ')}" for key in COUNTS if (value := number(data.get(key))) is not None]
+    splits = data.get("splits")
+    for name, split in splits.items() if isinstance(splits, dict) else []:
+        size = number(split.get("used") if isinstance(split, dict) else split)
+        if size is not None:
+            counts.append(f"{size:,.0f} for {code(name)}")
+    shared = number(settings.value_at(data, "overlap", "shared_8gram_response_share"))
+    if shared is not None:
+        counts.append(f"{percent(shared)} of held-out responses share eight words in a row with training rows")
+    return "; ".join(named + counts) or "not recorded"
+
+
+def _training(run: Run) -> str:
+    cost = run.read("cost")
+    if number(cost.get("steps")) is None:
+        return "not recorded"
+    parts = [f"{cost['steps']:,} steps"]
+    if (tokens := number(cost.get("response_tokens"))) is not None:
+        parts.append(f"{tokens:,.0f} response tokens")
+    if number(cost.get("training_s")) is not None:
+        parts.append(duration(cost["training_s"]))
+    if number(cost.get("best_step")) is not None:
+        parts.append(f"this is the student of step {cost['best_step']:,}, the best on validation rows")
+    return "; ".join(parts)
+
+
+def _figures(run: Run) -> str:
+    """The table, of our own words and of numbers alone."""
+    rows = list(tables.rows(run))
+    if not rows:
+        return "Not measured."
+    lines = ["| model | " + " | ".join(column.name for column in tables.COLUMNS) + " |"]
+    lines += ["|---|" + "---:|" * len(tables.COLUMNS)]
+    lines += [f"| {tables.MODEL_NAMES[m]} | " + " | ".join(cell.value for cell in cells) + " |" for m, cells in rows]
+    ways = {way: ", ".join(c.name for c in tables.COLUMNS if c.better == way) for way in ("lower", "higher")}
+    return "\n".join(lines) + f"\n\nLower is better: {ways['lower']}. Higher is better: {ways['higher']}."
+
+
+def _command(run: Run) -> str:
+    """The line that runs the same recipe again, fenced so that a name cannot end the block."""
+    line = f"potstill train {shlex.quote(f'runs/{one_line(run.name)}/recipe.yaml')} run=again"
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", line)), default=0))
+    return f"With the recipe in the run's folder, where all settings are written out:\n\n{fence}sh\n{line}\n{fence}"

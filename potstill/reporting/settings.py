@@ -1,0 +1,68 @@
+"""A run's recipe as plain data, read without judging it: a report of an old or foreign run must not fail on its schema."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from potstill.run import Run
+
+
+def recipe_text(run: Run) -> str:
+    """recipe.yaml as it stands, or nothing."""
+    return run.recipe_file.read_text(encoding="utf-8", errors="replace") if run.recipe_file.is_file() else ""
+
+
+def recipe(run: Run) -> dict[str, Any]:
+    """recipe.yaml as a mapping; empty where there is none or it cannot be read."""
+    try:
+        content = YAML(typ="safe", pure=True).load(recipe_text(run))
+    except (YAMLError, RecursionError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def stage(run: Run) -> dict[str, Any]:
+    """The recipe's last stage: the one whose student is the result."""
+    stages = recipe(run).get("stages")
+    last = stages[-1] if isinstance(stages, list) and stages else {}
+    return last if isinstance(last, dict) else {}
+
+
+def value_at(content: Any, *keys: str) -> Any:
+    """The value under nested keys, or None where one of them is absent."""
+    for key in keys:
+        content = content.get(key) if isinstance(content, dict) else None
+    return content
+
+
+def measured_with(run: Run) -> dict[str, str | None]:
+    """The settings of the evaluation, None where they are not known, and what named the best checkpoint."""
+    keys = ("generate_examples", "max_new_tokens", "sampling_temperature", "batch_size")
+    found = {key: _name(value_at(stage(run), "evaluation", key)) for key in keys}
+    return found | {"best_by": _name(value_at(stage(run), "checkpoint", "best_by"))}
+
+
+def method(run: Run) -> str | None:
+    return _name(recipe(run).get("method"))
+
+
+def teacher(run: Run) -> str | None:
+    """The teacher's name, in either spelling a recipe allows."""
+    return _model(stage(run).get("teacher"))
+
+
+def student_source(run: Run) -> str | None:
+    """What the student was made from: as noted when it was made, else as the recipe says, else the teacher."""
+    return _name(value_at(run.read("student"), "from")) or _model(stage(run).get("student")) or teacher(run)
+
+
+def _model(value: Any) -> str | None:
+    return _name(value.get("model") if isinstance(value, dict) else value)
+
+
+def _name(value: Any) -> str | None:
+    """Only a scalar: a recipe can hold aliases that grow without end when they are written out."""
+    return str(value) if isinstance(value, (str, int, float)) else None

@@ -1,0 +1,49 @@
+"""The table of a run as data: what ``potstill report RUN --format json`` prints."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from potstill.reporting import settings
+from potstill.run import Run
+
+FIGURES = (
+    "forward_kl_nats",
+    "reverse_kl_nats",
+    "top1_agreement",
+    "acceptance_rate",
+    "perplexity",
+    "rouge_l",
+    "num_parameters",
+    "tokens_per_s",
+)
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """The figures of each model that was measured, and where the run's results are.
+
+    Every model has the keys FIGURES, null where it was not measured, then whatever else was. Valid JSON: a figure that
+    is not finite is null.
+    """
+    places = {
+        "run": run.name,
+        "method": settings.method(run),
+        "report": str(run.report_file),
+        "student": str(run.student),
+    }
+    return places | {model: _figures(measured) for model, measured in run.evaluations().items()}
+
+
+def _figures(measured: dict[str, Any]) -> dict[str, Any]:
+    figures = {key: _finite(value) for key, value in measured.items()}
+    return {key: figures.pop(key, None) for key in FIGURES} | figures
+
+
+def _finite(value: Any) -> Any:
+    """The value with every float that JSON cannot say as None."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,94 @@
+"""The table of a run, for the terminal, the report and the card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from potstill.reporting.formats import MISSING, number, percent, scaled, significant, size
+from potstill.reporting.text import one_line
+from potstill.reporting.verdict import verdict
+from potstill.run import Run
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["COLUMNS", "MODEL_NAMES", "Cell", "Column", "rich_table", "rows", "verdict"]
+
+MODEL_NAMES = {
+    "teacher": "teacher",
+    "student_before": "student before",
+    "student_after": "student after",
+    "equal_time_sft": "equal-time SFT",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One figure: its key in eval/*.json, and which way is better ("" where neither is).
+
+    ``short`` is the heading in a terminal, two lines; empty where 80 characters have no room for the column.
+    """
+
+    key: str
+    name: str
+    short: tuple[str, ...]
+    better: str
+    shown: Callable[[Any], str]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure and its standard error, as shown; "" where no error was measured."""
+
+    value: str
+    error: str
+
+
+COLUMNS = (
+    Column("forward_kl_nats", "forward KL (nats)", ("forward", "KL, nats"), "lower", significant),
+    Column("reverse_kl_nats", "reverse KL (nats)", ("reverse", "KL, nats"), "lower", significant),
+    Column("top1_agreement", "top-1 agreement", ("top-1", "agrees"), "higher", percent),
+    Column("acceptance_rate", "acceptance rate", ("accept.", "rate"), "higher", percent),
+    Column("perplexity", "perplexity", ("perplex-", "ity"), "lower", significant),
+    Column("rouge_l", "Rouge-L", ("Rouge-L", ""), "higher", significant),
+    Column("rouge_l_sampled", "Rouge-L (sampled)", (), "higher", significant),
+    Column("num_parameters", "parameters", ("params", ""), "", scaled),
+    Column("size_on_disk_bytes", "size on disk", (), "", size),
+    Column("tokens_per_s", "tokens per s", ("tokens", "per s"), "higher", significant),
+)
+
+
+def rows(run: Run, columns: tuple[Column, ...] = COLUMNS) -> Iterator[tuple[str, list[Cell]]]:
+    """The key of each model that was measured, and its cells."""
+    for model, figures in run.evaluations().items():
+        yield model, [_cell(column, figures) for column in columns]
+
+
+def rich_table(run: Run) -> Table:
+    """The table for a terminal of 80 characters."""
+    from rich.table import Table
+    from rich.text import Text
+
+    columns = tuple(column for column in COLUMNS if column.short)
+    # Text, not strings: rich would read [brackets] in a name as its markup.
+    table = Table(title=Text(one_line(run.name)), box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="")
+    table.caption = Text("lower, higher: which way is better") if run.evaluations() else Text("nothing measured yet")
+    table.caption_justify = table.title_justify = "left"
+    table.add_column(Text(""), no_wrap=True)
+    for column in columns:
+        heading = Text("\n".join((*column.short, "")))
+        table.add_column(heading.append(column.better, style="dim"), justify="right", no_wrap=True)
+    for model, cells in rows(run, columns):
+        style = "bold" if model == "student_after" else ""
+        table.add_row(Text(MODEL_NAMES[model]), *(Text(cell.value) for cell in cells), style=style)
+    return table
+
+
+def _cell(column: Column, figures: dict[str, Any]) -> Cell:
+    value = column.shown(figures.get(column.key))
+    error = number(figures.get(f"{column.key}_stderr"))
+    if not error or value == MISSING:  # 0 belongs to figures that are exact, such as a teacher compared with itself
+        return Cell(value, "")
+    return Cell(value, percent(error) if column.shown is percent else significant(error, 2))
