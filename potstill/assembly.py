@@ -16,7 +16,7 @@ from potstill.models.families import Causal, check_projection
 from potstill.models.loading import config_of, load, load_tokenizer, output_rows
 from potstill.sources.dataset import DatasetSource, batches
 from potstill.teachers.align import SharedVocabulary, shared_vocabulary
-from potstill.teachers.local import LocalTeacher
+from potstill.teachers.local import LocalTeacher, Remembering
 from potstill.training.checkpoint import Checkpoint
 from potstill.training.runtime import Runtime
 from potstill.training.step import LiveStream
@@ -26,9 +26,13 @@ INFLUENCE_TOKENS = 1024
 
 @dataclass(frozen=True)
 class Teaching:
-    """A teacher, and the vocabulary it shares with the student."""
+    """A teacher, and the vocabulary it shares with the student.
+
+    ``examiner`` is the same teacher for validation and held-out rows, which it runs over once.
+    """
 
     teacher: LocalTeacher
+    examiner: Remembering
     vocab_size: int
     note: str
     size_on_disk: int
@@ -78,7 +82,8 @@ def load_teaching(stage: schema.Stage, tokenizer: Any, runtime: Runtime, allow_r
     )
     family = Causal(loaded.model, shared.size)
     check_projection(family, name)
-    return Teaching(LocalTeacher(family), shared.size, shared.note, loaded.size_on_disk)
+    teacher = LocalTeacher(family)
+    return Teaching(teacher, Remembering(teacher), shared.size, shared.note, loaded.size_on_disk)
 
 
 def shared_vocabulary_of(stage: schema.Stage, tokenizer: Any, allow_remote_code: bool) -> SharedVocabulary:

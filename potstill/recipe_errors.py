@@ -187,7 +187,7 @@ def _issue(detail: ErrorDetails, at: Located, parameters: Sequence[str]) -> Issu
         case "union_tag_invalid":
             choice = Literal[tuple(variants(at.hint))]  # type: ignore[valid-type]  # the tags, as a type to describe
             return wrong_value((*at.path, str(tag_key(at.hint))), choice, detail["ctx"]["tag"])
-    if detail["type"] == "extra_forbidden" or detail["loc"][-1] == "[key]":
+    if detail["type"] in ("extra_forbidden", "invalid_key") or detail["loc"][-1] == "[key]":
         return Issue(at.path, "unknown key", _nearest_key(str(at.path[-1]), at.outer, parameters), at="key")
     return wrong_value(at.path, at.hint, detail["input"])
 
@@ -339,8 +339,12 @@ def _blamed(issue: Issue, origins: Mapping[KeyPath, Origin]) -> tuple[KeyPath, O
     spoken_of = [path for path in inside if _speaks_of(issue, dotted(path[len(issue.path) :]))]
     for path in (spoken_of or inside)[:1]:
         return (path if issue.path in ((), STAGE) else issue.path), origins[path]
-    outer = (issue.path[:cut] for cut in range(len(issue.path) - 1, -1, -1))
-    return issue.path, next((origins[path] for path in outer if path in origins), None)
+    for cut in range(len(issue.path) - 1, -1, -1):  # who wrote the section, or at least another of its keys
+        outer = issue.path[:cut]
+        keys = [path for path in origins if path == outer or (cut > len(STAGE) and _is_inside(path, outer))]
+        if keys:
+            return issue.path, origins[min(keys, key=len)]
+    return issue.path, None
 
 
 def _speaks_of(issue: Issue, key: str) -> bool:

@@ -35,9 +35,9 @@ MAX_BYTES = 200_000  # a recipe has about 2000
 MAX_VALUES = 5_000  # aliases included, so that a few lines cannot stand for a billion
 MAX_DEPTH = 30
 TYPED = ("int", "float", "bool", "null")
-FLOW = ("[", "{", "'", '"')
-REFUSED = object()  # stands for a value that is reported already
+FLOW = ("[", "{", "'", '"')  # what begins a list, a mapping or quoted text
 TEXT = ("str", "timestamp", "value", "merge")  # a date, "=" and "<<" mean nothing in a recipe: they stay text
+REFUSED = object()  # stands for a value that is reported already
 
 
 @dataclass
@@ -58,8 +58,8 @@ class Draft:
     values: dict[str, Any]
     origins: dict[KeyPath, Origin] = field(default_factory=dict)
     issues: list[Issue] = field(default_factory=list)
-    method: str | None = None  # the one that was called, with
-    parameters: tuple[str, ...] = ()
+    method: str | None = None  # the one that was called, if any
+    parameters: tuple[str, ...] = ()  # and what it takes
     narrowed: set[KeyPath] = field(default_factory=set)  # sections of which this layer has set a ``one_of`` key
 
 
@@ -115,16 +115,15 @@ def _found(target: str | Path, methods: Methods) -> Path:
 def _method_of(file: Layer, methods: Methods) -> str:
     """The method a file starts from, taken out of its settings."""
     name = file.values.pop("method", None)
-    if name in methods:
-        return str(name)
+    if isinstance(name, str) and name in methods:
+        return name
     if name is None:
         cause, fix = "is missing", f"Give one ({', '.join(methods)}), or stages"
     else:
         cause, fix = f"no method called {errors.shown(name)}", errors.did_you_mean(str(name), methods, "Methods")
     if name is not None or not file.issues:  # it may be missing because it could not be read
-        file.issues.append(
-            _unreadable(file, ("method",), file.spans.get(("method",), file.spans[()]).value, cause, fix)
-        )
+        span = file.spans.get(("method",), file.spans[()])
+        _complain(file, ("method",), span.value, cause, fix)
     raise _refusal(file.source, errors.problems(file.issues, {}, file.source))
 
 
@@ -224,7 +223,10 @@ def _is_tag(path: KeyPath) -> bool:
 def _misplaced(draft: Draft, path: KeyPath, value: Any, methods: Methods) -> Issue | None:
     """A key that is known, but cannot be set in this recipe."""
     if path == ("method",) and draft.method not in (None, value):
-        return Issue(path, f"this recipe starts from {draft.method}", f"Start from {errors.shown(value)} instead")
+        fix = f"Start from {value} instead" if str(value) in methods else None
+        return Issue(path, f"this recipe starts from {draft.method}", fix)
+    if path[0] in draft.parameters:
+        return Issue(path, f"{path[0]} is a single value and has no keys", at="key")
     name = str(draft.values.get("method"))
     if not draft.method and name in methods and path[0] in _parameters(methods[name]).model_fields:
         fix = f"Start from {name}, or change streams"
@@ -238,9 +240,8 @@ def _claim(draft: Draft, layer: Layer, written: KeyPath, path: KeyPath, value: A
         for old in [old for old in draft.origins if old[: len(path)] == path]:
             del draft.origins[old]
     draft.origins[path] = Origin(layer.source, layer.spans.get(written), short)
-    for part, inner in (
-        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    ):
+    parts = enumerate(value) if isinstance(value, list) else value.items() if isinstance(value, dict) else ()
+    for part, inner in parts:
         _claim(draft, layer, (*written, part), (*path, part), inner, short=short)
 
 
@@ -273,10 +274,10 @@ def _with_item(draft: Draft, hint: Any, old: list[Any], path: KeyPath, new: Any,
 
 
 def _with_key(
-    draft: Draft, hint: Any, kind: type[Section], old: dict[str, Any], path: KeyPath, new: Any, at: KeyPath
-) -> dict[str, Any]:
-    key = str(path[0])
-    if key not in errors.hints(kind):
+    draft: Draft, hint: Any, kind: type[Section], old: dict[Any, Any], path: KeyPath, new: Any, at: KeyPath
+) -> dict[Any, Any]:
+    key = path[0]
+    if not isinstance(key, str) or key not in errors.hints(kind):
         return {**old, key: new}  # pydantic calls it unknown, together with everything else
     if key == errors.tag_key(hint) and new != old.get(key):
         return _switched(hint, kind, old, key, new)
@@ -302,7 +303,6 @@ def _default(kind: type[Section], key: str) -> Any:
 
 def _replaced(draft: Draft, hint: Any, old: Any, new: Any, at: KeyPath) -> Any:
     """``new`` in the place of ``old``. A mapping changes the keys it has; a bare value sets the key it is short for."""
-    kind = errors.section_of(hint, old)
     if isinstance(new, dict):
         return _updated(draft, hint, old, new, at)
     if new is None and NoneType in errors.members(hint):
@@ -313,7 +313,7 @@ def _replaced(draft: Draft, hint: Any, old: Any, new: Any, at: KeyPath) -> Any:
         return _updated(draft, hint, old if keeps else None, spelled, at)
     if isinstance(new, list):
         return [_replaced(draft, errors.item_hint(hint), None, item, (*at, i)) for i, item in enumerate(new)]
-    if kind and kind.shorthand:
+    if (kind := errors.section_of(hint, old)) and kind.shorthand:
         return _merged(draft, hint, old, (kind.shorthand,), new, at)
     return new
 
@@ -437,18 +437,16 @@ def _value(node: Any, layer: Layer, path: KeyPath) -> Any:
         if isinstance(node, ScalarNode) and tag in TYPED:
             return getattr(_constructor(), f"construct_yaml_{tag}")(node)
     except (ValueError, LookupError):  # !!int ten
-        layer.issues.append(
-            _unreadable(layer, path, _mark(node), f"{errors.shown(node.value)} cannot be read as {tag}")
-        )
+        _complain(layer, path, _mark(node), f"{errors.shown(node.value)} cannot be read as {tag}")
         return REFUSED
     fix = "Write plain text, numbers, lists and mappings"
-    layer.issues.append(_unreadable(layer, path, _mark(node), f"the tag {node.tag} is refused", fix))
+    _complain(layer, path, _mark(node), f"the tag {node.tag} is refused", fix)
     return REFUSED
 
 
-def _unreadable(layer: Layer, path: KeyPath, mark: Mark, cause: str, fix: str | None = None) -> Issue:
-    """An issue of the file's own keys, which are not yet paths in a recipe."""
-    return Issue(path, cause, fix, origin=Origin(layer.source, Span(mark, mark), short=False))
+def _complain(layer: Layer, path: KeyPath, mark: Mark, cause: str, fix: str | None = None) -> None:
+    """Note an issue of the file's own keys, which are not yet paths in a recipe."""
+    layer.issues.append(Issue(path, cause, fix, origin=Origin(layer.source, Span(mark, mark), short=False)))
 
 
 @cache
@@ -466,18 +464,18 @@ def _mapping(node: MappingNode, layer: Layer, path: KeyPath) -> dict[str, Any]:
     """A mapping with text as keys, each of them once."""
     result: dict[str, Any] = {}
     for key_node, value_node in node.value:
-        inner, mark = (*path, str(key_node.value)), _mark(key_node)
+        mark = _mark(key_node)
         if not isinstance(key_node, ScalarNode):
-            layer.issues.append(
-                _unreadable(layer, path, mark, "a list or mapping stands as a key", "Write a name there")
-            )
-        elif first := layer.spans.get(inner):
-            cause = f"stands twice, first in line {first.key[0]}"
-            layer.issues.append(_unreadable(layer, inner, mark, cause, "Remove one of them"))
-        else:
-            layer.spans[inner] = Span(mark, _mark(value_node))
-            if (value := _value(value_node, layer, inner)) is not REFUSED:
-                result[str(key_node.value)] = value
+            _complain(layer, (*path, "?"), mark, "a list or mapping stands as a key", "Write a name there")
+            continue
+        key = str(key_node.value)
+        if first := layer.spans.get((*path, key)):
+            _complain(layer, (*path, key), mark, f"stands twice, first in line {first.key[0]}", "Remove one of them")
+            continue
+        empty = value_node.start_mark.index == value_node.end_mark.index  # "budget:" has no value to point at
+        layer.spans[(*path, key)] = Span(mark, mark if empty else _mark(value_node))
+        if (value := _value(value_node, layer, (*path, key))) is not REFUSED:
+            result[key] = value
     return result
 
 

@@ -26,6 +26,7 @@ from potstill.models.families import Causal
 from potstill.models.loading import load
 from potstill.run import MODELS, Run, remove_folder, write_text
 from potstill.sources.dataset import batches
+from potstill.teachers.local import Remembering
 from potstill.training import checkpoint
 from potstill.training import runtime as runtimes
 from potstill.training.checkpoint import Checkpoint
@@ -46,6 +47,10 @@ class Bench:
     teaching: Teaching | None
     stop: StopRequest
     allow_remote_code: bool
+
+    @property
+    def examiner(self) -> Remembering | None:
+        return self.teaching.examiner if self.teaching else None
 
     @property
     def vocab_size(self) -> int | None:
@@ -142,9 +147,7 @@ def _job(bench: Bench, training: Training, student: Student) -> Job:
 
     def validate() -> dict[str, float]:
         with bench.runtime.autocast():
-            return measure(
-                student.family, bench.teaching.teacher if stage.teacher and bench.teaching else None, validation
-            )
+            return measure(student.family, bench.examiner, validation)
 
     return Job(
         stage=stage,
@@ -205,9 +208,8 @@ def _evaluate(bench: Bench, label: str, family: Causal, size_on_disk: int) -> No
     settings = bench.recipe.stage.evaluation
     rows = bench.data.heldout[: settings.max_examples]
     _say(f"measuring {label.replace('_', ' ')} on {len(rows)} held-out examples")
-    teacher = bench.teaching.teacher if bench.teaching else None
     with bench.runtime.autocast():
-        figures = measure(family, teacher, batches(rows, settings.batch_size, bench.tokenizer.eos_token_id))
+        figures = measure(family, bench.examiner, batches(rows, settings.batch_size, bench.tokenizer.eos_token_id))
         answered = rows[: settings.generate_examples]
         judged, answers = judge_answers(family, bench.tokenizer, answered, settings, bench.recipe.seed)
     size = {"num_parameters": sum(p.numel() for p in family.model.parameters()), "size_on_disk_bytes": size_on_disk}

@@ -22,7 +22,9 @@ TEXT = [
 ]
 
 
-def llama(seed: int = 0, *, layers: int = 3, vocab: int = VOCAB, hidden: int = 16, tied: bool = True) -> LlamaForCausalLM:
+def llama(
+    seed: int = 0, *, layers: int = 3, vocab: int = VOCAB, hidden: int = 16, tied: bool = True
+) -> LlamaForCausalLM:
     """A LLaMA of a few thousand parameters, with weights large enough to make confident predictions."""
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -67,7 +69,8 @@ def tokenizer(*, chat: bool = False) -> PreTrainedTokenizerFast:
     raw.decoder = ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     raw.train_from_iterator(
-        TEXT, trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False)
+        TEXT,
+        trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False),
     )
     made = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>", pad_token="<end>")
     if chat:

@@ -250,9 +250,7 @@ def is_off_topic(prompt: str, response: str, common: frozenset[str] = frozenset(
 def is_repetitive(response: str) -> bool:
     """Whether a 4-gram occurs more than twice, or too few of the words are distinct."""
     found = words(response)
-    return max(Counter(ngrams(response, 4)).values(), default=0) > 2 or len(set(found)) < MIN_DISTINCT * len(
-        found
-    )
+    return max(Counter(ngrams(response, 4)).values(), default=0) > 2 or len(set(found)) < MIN_DISTINCT * len(found)
 
 
 def story_prompts(split: str, rng: random.Random) -> Iterator[str]:
@@ -364,9 +362,7 @@ class Answers:
     def offer(self, prompt: str, ids: list[int]) -> None:
         """Accept or reject one sampled response."""
         response, natural = finish(self.tokenizer, ids)
-        fault = response_fault(
-            prompt, response, len(self.tokenizer.encode(response, add_special_tokens=False))
-        )
+        fault = response_fault(prompt, response, len(self.tokenizer.encode(response, add_special_tokens=False)))
         if fault is None and tuple(words(response)) in self._seen:
             fault = "duplicate response"
         self.counts[f"response: {fault or 'accepted'}"] += 1
@@ -395,9 +391,7 @@ def answer_all(model: Any, answers: Answers, prompts: Sequence[str], seed: int) 
             )
 
 
-def write_split(
-    out: Path, split: str, prompts: dict[str, list[str]], answers: Answers, seed: int
-) -> Counter[str]:
+def write_split(out: Path, split: str, prompts: dict[str, list[str]], answers: Answers, seed: int) -> Counter[str]:
     """Write the wanted number of answered prompts of a split in random order; return how they ended."""
     rows = []
     for kind, candidates in prompts.items():
@@ -422,8 +416,7 @@ def make(model_dir: Path, out: Path, seed: int) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
     prompts = {
-        split: {kind: build_prompts(split, kind, seed, counts) for kind in ("story", "instruction")}
-        for split in SPLITS
+        split: {kind: build_prompts(split, kind, seed, counts) for kind in ("story", "instruction")} for split in SPLITS
     }
     candidates = [prompt for split in SPLITS for group in prompts[split].values() for prompt in group]
     answers = Answers(tokenizer, counts)

@@ -14,14 +14,14 @@ from potstill.models.families import Causal
 from potstill.objectives import cross_entropy
 from potstill.objectives.chunked import Chunk, select
 from potstill.objectives.divergences import kl_between, log_probs
-from potstill.teachers.local import LocalTeacher
-from potstill.types import Batch
+from potstill.teachers.local import LocalTeacher, Remembering
+from potstill.types import Batch, StudentOutput
 
 COMPARED = ("forward_kl_nats", "reverse_kl_nats", "top1_agreement", "acceptance_rate")
 
 
 @torch.no_grad()
-def measure(student: Causal, teacher: LocalTeacher | None, batches: Iterable[Batch]) -> dict[str, float]:
+def measure(student: Causal, teacher: LocalTeacher | Remembering | None, batches: Iterable[Batch]) -> dict[str, float]:
     """Figures over all response tokens, each the mean over tokens.
 
     Args:
@@ -39,7 +39,11 @@ def measure(student: Causal, teacher: LocalTeacher | None, batches: Iterable[Bat
         for batch in batches:
             mask = batch.response_mask.to(device)
             placed = batch.to(device)
-            positions = select(student.output(placed), teacher.signal(placed) if teacher else None, placed, mask)
+            signal = teacher.signal(placed) if teacher else None
+            # The teacher's own row of a table: its states are there already.
+            own = signal and teacher and student is teacher.family
+            output = StudentOutput(signal.hidden, signal.head) if own and signal else student.output(placed)
+            positions = select(output, signal, placed, mask)
             example_sums = torch.zeros(len(batch), 1 + len(COMPARED) * (teacher is not None), dtype=torch.float64)
             for at in positions.slices():
                 figures = _figures(positions.chunk(at, positions.hidden[at])).double().cpu()
@@ -53,9 +57,7 @@ def _figures(chunk: Chunk) -> Tensor:
     """[chunk, figures]: the negative log-likelihood, then COMPARED where there is a teacher."""
     figures = [cross_entropy(chunk.student_logits, chunk.target_ids)]
     if chunk.teacher_logits is not None:
-        log_q, log_p = (
-            torch.log_softmax(logits.float(), -1) for logits in (chunk.student_logits, chunk.teacher_logits)
-        )
+        log_q, log_p = log_probs(chunk.student_logits), log_probs(chunk.teacher_logits)
         figures.append(kl_between(log_p, log_q))
         figures.append(kl_between(log_q, log_p))
         figures.append((log_p.argmax(-1) == log_q.argmax(-1)).float())

@@ -131,7 +131,10 @@ def _checked_folder(path: Path) -> Path:
 
 
 def _attempt(name: str, load: Any) -> Any:
-    """Run a loader; whatever goes wrong becomes one line that says what to do."""
+    """Run a loader, without its own progress bars; whatever goes wrong becomes one line that says what to do."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     try:
         return load()
     except Exception as error:
@@ -144,7 +147,7 @@ def _attempt(name: str, load: Any) -> Any:
         if isinstance(error, OSError) and local_source(name) is None:
             raise ModelError(
                 f"{name}: not found here and not reachable on a model hub",
-                f"name a folder or an embedded model ({', '.join(embedded.NAMES)}), or check the network and HF_HUB_OFFLINE",
+                f"name a folder or an embedded model ({', '.join(embedded.NAMES)}), or check network and HF_HUB_OFFLINE",
             ) from error
         raise ModelError(
             f"{name}: cannot be loaded: {first}", "check that the folder is complete and the model is causal"

@@ -101,7 +101,7 @@ def _through_layers(model: Any, layers: nn.ModuleList, ids: Tensor) -> Iterator[
 
 
 def cut_layers(model: Any, keep: Sequence[int]) -> Any:
-    """A new model with only the layers ``keep``. Keeping all gives the same logits bit for bit; tied weights stay tied."""
+    """A new model with only the layers ``keep``. Keeping all gives the same logits, bit for bit; ties stay."""
     from transformers import AutoModelForCausalLM
 
     _check_indices(keep, len(layers_of(model)))

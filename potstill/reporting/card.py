@@ -29,8 +29,8 @@ Nothing of potstill is needed to run it."""
 
 LIMITS = """\
 - The figures hold for the held-out rows they were measured on. They say nothing of other tasks, languages or lengths.
-- Nothing here measures truthfulness, safety or bias. A student may copy what is wrong in its teacher and add mistakes of
-  its own.
+- Nothing here measures truthfulness, safety or bias. A student may copy what is wrong in its teacher and add mistakes
+  of its own.
 - The licences of the models and the data it was made from apply."""
 
 

@@ -67,7 +67,8 @@ def _in_unit(key: str, suffix: str) -> bool:
 def _alike(nested: dict[str, Any]) -> bool:
     """Whether these objects hold the same keys, and only values."""
     keys = {tuple(inner) for inner in nested.values()}
-    return len(nested) > 1 and len(keys) == 1 and not any(isinstance(v, dict) for n in nested.values() for v in n.values())
+    flat = not any(isinstance(value, dict) for inner in nested.values() for value in inner.values())
+    return flat and len(nested) > 1 and len(keys) == 1
 
 
 def _cross_table(nested: dict[str, Any], title: str) -> Block:

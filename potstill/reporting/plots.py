@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 LOG_ABOVE = 30.0  # ratio of largest to smallest value from which a logarithmic axis shows more
 MARKERS_BELOW = 30  # points
 WIDTH, HEIGHT = 4.4, 2.5  # inches
+MARGINS = {"left": 0.15, "right": 0.99, "top": 0.97, "bottom": 0.19}  # fixed: quicker, and axes stand in line
 
 # Colours drawn, and what stands in the SVG for them.
 TEXT, GRID, STUDENT, BASELINE, UNTOUCHED = "#000001", "#000002", "#000003", "#000004", "#000005"
@@ -85,7 +86,7 @@ class Chart:
 
 
 def training_charts(run: Run) -> list[Chart]:
-    """The student's loss and its terms, then the baseline's: each on its own axes, for they may not be the same loss."""
+    """The student's loss and its terms, then the baseline's loss: on axes of its own, for it may be another loss."""
     own, baseline = run.metrics(), run.baseline.metrics()
     loss = _points(own, "train/loss")
     terms = [key for key in _keys(own, "train/") if key != "train/loss" and _points(own, key) != loss]
@@ -126,8 +127,9 @@ def svg(chart: Chart, prefix: str) -> str:
     from matplotlib.figure import Figure
 
     with matplotlib.style.context(["default", RC]):
-        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+        figure = Figure(figsize=(WIDTH, HEIGHT))
         FigureCanvasSVG(figure)
+        figure.subplots_adjust(**MARGINS)
         _draw(figure.add_subplot(), chart)
         return _inline(_written(figure), chart.title, prefix)
 
@@ -145,7 +147,7 @@ def _draw(axes: Axes, chart: Chart) -> None:
         axes.plot(steps, values, color=line.colour, linestyle=line.dashes, marker=marker)
     if chart.log:
         axes.set_yscale("log")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("step")

@@ -1,4 +1,4 @@
-"""A run's recipe as plain data, read without judging it: a report of an old or foreign run must not fail on its schema."""
+"""A run's recipe as plain data, read without judging it: a report of an old run must not fail on today's schema."""
 
 from __future__ import annotations
 

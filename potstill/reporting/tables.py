@@ -89,6 +89,7 @@ def rich_table(run: Run) -> Table:
 def _cell(column: Column, figures: dict[str, Any]) -> Cell:
     value = column.shown(figures.get(column.key))
     error = number(figures.get(f"{column.key}_stderr"))
-    if not error or value == MISSING:  # 0 belongs to figures that are exact, such as a teacher compared with itself
+    # An error of 0, but for rounding, belongs to figures that are exact, such as a teacher compared with itself.
+    if error is None or error < 1e-6 or value == MISSING:
         return Cell(value, "")
     return Cell(value, percent(error) if column.shown is percent else significant(error, 2))

@@ -24,7 +24,7 @@ _BROKEN = re.compile("[\ud800-\udfff\ufffe\uffff]")  # cannot be written as UTF-
 
 
 def clean_text(text: str) -> str:
-    """The text without escape sequences and control characters; lines and tabs stay, broken characters become U+FFFD."""
+    """The text without escape sequences and control characters; lines and tabs stay, broken ones become U+FFFD."""
     text = _BREAKS.sub("\n", _ESCAPES.sub("", text))
     return _BROKEN.sub("\ufffd", _CONTROLS.sub("", text))
 

@@ -14,7 +14,7 @@ HIGHER_IS_BETTER = {"top1_agreement": True, "perplexity": False}
 
 
 def verdict(run: Run) -> list[str]:
-    """Two or three sentences: what training changed, how far the student agrees, how the equal-time baseline compares."""
+    """Up to three sentences: what training changed, how far the student agrees, how the equal-time baseline did."""
     measured = run.evaluations()
     before, after, sft = (measured.get(model, {}) for model in ("student_before", "student_after", "equal_time_sft"))
     if not after:
@@ -89,7 +89,7 @@ def _winner(key: str, after: Figures, sft: Figures) -> str:
 
 def _lead(key: str, difference: float, theirs: float) -> str:
     if key == "top1_agreement":
-        return f"{abs(100 * difference):.3g} points"
+        return f"{significant(abs(100 * difference), 3)} points"
     return significant(abs(difference), 3) + (f" ({_rough(abs(difference / theirs))})" if theirs else "")
 
 
@@ -104,4 +104,4 @@ def _in_doubt(key: str, one: Figures, other: Figures) -> bool:
 
 def _rough(share: float) -> str:
     """Three digits, but never 100% for what is a little less."""
-    return "over 99.9%" if 0.9995 <= share < 1 else f"{100 * share:.3g}%"
+    return "over 99.9%" if 0.9995 <= share < 1 else f"{significant(100 * share, 3)}%"

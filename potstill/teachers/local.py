@@ -18,3 +18,28 @@ class LocalTeacher:
     def signal(self, batch: Batch) -> Live:
         """What the teacher says about each response token. Constant."""
         return Live(self.family(batch), self.family.head)
+
+
+class Remembering:
+    """A teacher that is asked about the same rows again and again: it answers the second time from memory.
+
+    For validation and held-out rows, which every student is measured on. What is kept is the teacher's states, so the
+    answer is exact; once they take ``max_bytes`` no more are kept, and the teacher runs as before.
+    """
+
+    def __init__(self, teacher: LocalTeacher, max_bytes: int = 2**30):
+        self.family = teacher.family
+        self._teacher = teacher
+        self._kept: dict[tuple[str, ...], Live] = {}
+        self._free = max_bytes
+
+    def signal(self, batch: Batch) -> Live:
+        """What the teacher says about each response token. Rows are known by their ids."""
+        if batch.example_ids in self._kept:
+            return self._kept[batch.example_ids]
+        said = self._teacher.signal(batch)
+        size = said.hidden.numel() * said.hidden.element_size()
+        if size <= self._free:
+            self._free -= size
+            self._kept[batch.example_ids] = said
+        return said

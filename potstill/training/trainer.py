@@ -79,6 +79,8 @@ def fit(job: Job, resume_from: Checkpoint | None = None) -> State:
         job.stop.at_end_of_step(),
         training(job.student),
     ):
+        if state.step == 0:
+            _validate(job, state, log, progress)  # the untouched student: where the curves start
         while spent(job, state) < 1:
             begun = time.perf_counter()
             rate = optim.set_learning_rate(optimizer, stage.optimizer, _mid_step(job, state))
@@ -161,7 +163,7 @@ def _validate(job: Job, state: State, log: MetricsLog, progress: Progress) -> No
     name = job.stage.checkpoint.best_by
     value = figures[name]
     progress.note(f"{job.label}: step {state.step}  validation {name} {value:.4g}")
-    if state.best_value is None or _better(name, value, state.best_value):
+    if state.step and (state.best_value is None or _better(name, value, state.best_value)):
         state.best_step, state.best_value = state.step, value
 
 

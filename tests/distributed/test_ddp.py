@@ -34,7 +34,10 @@ def test_two_processes_equal_one_to_1e9_in_float64(workspace: Path, potstill: Co
         done = potstill("train", "kd", *arguments, processes=processes)
         assert done.returncode == 0, done.stderr
         run = workspace / "runs" / name
-        found[name] = losses(run), load_file(run / "checkpoints" / f"step-{STEPS:06d}" / "student" / "model.safetensors")
+        found[name] = (
+            losses(run),
+            load_file(run / "checkpoints" / f"step-{STEPS:06d}" / "student" / "model.safetensors"),
+        )
     expected_losses, expected_weights = found["one"]
     assert len(expected_losses) == STEPS
     for name in ("one-split", "two"):
@@ -50,4 +53,4 @@ def test_a_batch_that_does_not_divide_is_refused(workspace: Path, potstill: Comm
     done = potstill("train", "kd", *as_arguments(SMALL | {"batch.size": 5}), processes=2)
     assert done.returncode != 0
     assert "batch.size is 5, which 2 processes cannot share equally" in done.stderr
-    assert "Traceback (most recent call last):\n  File \"" not in done.stderr.split("error:")[0]
+    assert 'Traceback (most recent call last):\n  File "' not in done.stderr.split("error:")[0]

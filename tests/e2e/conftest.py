@@ -58,9 +58,8 @@ def potstill(workspace: Path) -> Command:
     """Run the command line in the workspace; ``processes`` of them through torchrun."""
 
     def call(*arguments: str, processes: int = 1, **environment: str) -> subprocess.CompletedProcess[str]:
-        start = [sys.executable, "-m", "potstill"]
-        if processes > 1:
-            start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "potstill"]  # fmt: skip
+        torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+        start = [sys.executable, "-m", *(torchrun if processes > 1 else []), "potstill"]
         env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | environment
         return subprocess.run([*start, *arguments], cwd=workspace, env=env, capture_output=True, text=True, timeout=200)
 

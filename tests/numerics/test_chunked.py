@@ -52,7 +52,10 @@ def reference(student: Causal, teacher: Causal, batch: Batch, terms: list[BoundT
             with torch.no_grad():
                 other = logits(teacher.model, row)
             against = other if term.compares else batch.response_ids[row][mask]
-            total = total + term.coefficient * (term.objective(logits(student.model, row), against) * term.scale[row][mask]).sum()
+            total = (
+                total
+                + term.coefficient * (term.objective(logits(student.model, row), against) * term.scale[row][mask]).sum()
+            )
     return total
 
 
@@ -119,7 +122,9 @@ def test_several_terms_share_one_projection_and_add_up() -> None:
 def test_frozen_head_gets_no_gradient() -> None:
     student, teacher = models(torch.float64, tied=True, frozen=True)
     batch = tiny.batch(LENGTHS)
-    total, _ = evaluate_terms(student.output(batch), Live(teacher(batch), teacher.head), batch, [bound("forward_kl", batch)])
+    total, _ = evaluate_terms(
+        student.output(batch), Live(teacher(batch), teacher.head), batch, [bound("forward_kl", batch)]
+    )
     found = gradients(student, total)
     assert found
     assert not any("embed_tokens" in key or "lm_head" in key for key in found)
@@ -129,7 +134,9 @@ def test_teacher_gets_no_gradient() -> None:
     student, _ = models(torch.float64, tied=True)
     teacher = Causal(tiny.llama(1).double())
     batch = tiny.batch(LENGTHS)
-    total, _ = evaluate_terms(student.output(batch), Live(teacher(batch), teacher.head), batch, [bound("forward_kl", batch)])
+    total, _ = evaluate_terms(
+        student.output(batch), Live(teacher(batch), teacher.head), batch, [bound("forward_kl", batch)]
+    )
     total.backward()
     assert all(p.grad is None for p in teacher.parameters())
 

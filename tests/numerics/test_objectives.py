@@ -142,7 +142,10 @@ def test_limits_of_jensen_shannon(w: float) -> None:
 
 def test_symmetry_of_jensen_shannon() -> None:
     s, t = logits(15, 30, 6), logits(16, 30, 6)
-    one, other = objectives.jensen_shannon(s, t, teacher_weight=0.2), objectives.jensen_shannon(t, s, teacher_weight=0.8)
+    one, other = (
+        objectives.jensen_shannon(s, t, teacher_weight=0.2),
+        objectives.jensen_shannon(t, s, teacher_weight=0.8),
+    )
     torch.testing.assert_close(one, other, rtol=0, atol=1e-13)
 
 

@@ -83,11 +83,15 @@ def test_block_influence_is_one_minus_the_mean_cosine_over_real_tokens() -> None
     batch = tiny.batch([(3, 9), (7, 2)], extra_left=4, extra_right=5)
     expected = []
     for row in range(2):
-        ids = torch.cat([batch.prompt_ids[row][batch.prompt_mask[row]], batch.response_ids[row][batch.response_mask[row]]])
+        ids = torch.cat(
+            [batch.prompt_ids[row][batch.prompt_mask[row]], batch.response_ids[row][batch.response_mask[row]]]
+        )
         entering = model.model.embed_tokens(ids[None])
         after_first = model(ids[None], output_hidden_states=True).hidden_states[1]
         expected.append(1 - torch.cosine_similarity(entering[0], after_first[0], dim=-1))
-    assert pruning.block_influence(model, [batch])[0].item() == pytest.approx(torch.cat(expected).mean().item(), abs=1e-6)
+    assert pruning.block_influence(model, [batch])[0].item() == pytest.approx(
+        torch.cat(expected).mean().item(), abs=1e-6
+    )
 
 
 def test_even_spacing_keeps_both_ends() -> None:
@@ -99,7 +103,11 @@ def test_even_spacing_keeps_both_ends() -> None:
 
 @pytest.mark.parametrize(
     ("keep", "message"),
-    [(9, "keep_layers is 9 but the model has 3 layers"), ([0, 7], "layer 7 is not there"), ([1, 1], "stands in it twice")],
+    [
+        (9, "keep_layers is 9 but the model has 3 layers"),
+        ([0, 7], "layer 7 is not there"),
+        ([1, 1], "stands in it twice"),
+    ],
 )
 def test_layers_that_are_not_there_are_refused(keep: Any, message: str) -> None:
     with pytest.raises(ModelError, match=message):

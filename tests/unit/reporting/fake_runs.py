@@ -110,8 +110,10 @@ PROMPTS = (
 )
 
 
-def write_run(folder: Path, *, evaluations: dict[str, Any] = EVALUATIONS, recipe: str = RECIPE) -> Run:
-    """A finished run with its baseline."""
+def write_run(
+    folder: Path, *, evaluations: dict[str, Any] = EVALUATIONS, recipe: str = RECIPE, curves: bool = False
+) -> Run:
+    """A finished run with its baseline; without curves, which take a second to draw, where they are not the point."""
     run = Run(folder)
     folder.mkdir(parents=True)
     run.recipe_file.write_text(recipe, encoding="utf-8")
@@ -119,8 +121,9 @@ def write_run(folder: Path, *, evaluations: dict[str, Any] = EVALUATIONS, recipe
         run.write(name, content)
     for model, measured in evaluations.items():
         run.write(f"eval/{model}", measured)
-    write_lines(run.metrics_file, training_lines(60, start=7.9, end=1.7) + validation_lines())
-    write_lines(run.baseline.metrics_file, training_lines(131, start=9.0, end=3.5) + validation_lines(shift=0.5))
+    if curves:
+        write_lines(run.metrics_file, training_lines(60, start=7.9, end=1.7) + validation_lines())
+        write_lines(run.baseline.metrics_file, training_lines(131, start=9.0, end=3.5) + validation_lines(shift=0.5))
     write_lines(run.samples_file, [sample(index, prompt) for index, prompt in enumerate(PROMPTS)])
     return run
 
@@ -163,8 +166,8 @@ def validation_lines(shift: float = 0.0) -> list[dict[str, Any]]:
 def sample(index: int, prompt: str) -> dict[str, Any]:
     """One prompt, and an answer of each model."""
     answers = {
-        "teacher": "A pot still works in batches and keeps more of the wash's flavour; a column still runs continuously "
-        "and gives a purer spirit.",
+        "teacher": "A pot still works in batches and keeps more of the wash's flavour; a column still runs "
+        "continuously and gives a purer spirit.",
         "student_before": "the the of of , the",
         "student_after": "A pot still makes one batch at a time.\n\nA column still makes more at once.",
         "equal_time_sft": "A pot still is a still with a pot. A pot is a still.",

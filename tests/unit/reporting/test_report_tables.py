@@ -22,7 +22,7 @@ def test_all_figures_fit_in_80_characters(tmp_path: Path) -> None:
     text = printed(write_run(tmp_path / "first"))
     assert "\u2026" not in text
     student = next(line for line in text.splitlines() if line.startswith("student after"))
-    assert student.split() == "student after 1.704 1.534 48.27% 45.86% 41.27 18.42 63.6 M 431.2".split()
+    assert " ".join(student.split()) == "student after 1.704 1.534 48.27% 45.86% 41.27 18.42 63.6 M 431.2"
     assert text.count("lower") == 3 + 1  # three columns and the line that explains
     assert text.count("higher") == 4 + 1
 

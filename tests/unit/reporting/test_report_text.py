@@ -24,7 +24,7 @@ from potstill.reporting.text import clean_text, one_line
         ("\x1bP1;2|payload\x1b\\text", "text"),
         ("\x1b(0lqk\x1b(B", "lqk"),
         ("\x1bctext", "text"),
-        ("\x1b]8;;never ended", "]8;;never ended"),
+        ("\x1b]8;;never ended", "8;;never ended"),
         ("\x9b31mone byte", "31mone byte"),
         ("\x1b\x1b[0m[31mmade of two", "[31mmade of two"),
         ("over\rwritten", "over\nwritten"),
@@ -49,8 +49,8 @@ def test_nothing_that_acts_is_left(text: str) -> None:
 
 
 def test_a_long_text_takes_no_longer_than_its_length() -> None:
-    assert clean_text("\x1b]" * 200_000) == "]" * 200_000
-    assert clean_text("\x1bP" * 200_000) == "P" * 200_000
+    assert clean_text("\x1b]" * 200_000) == ""
+    assert clean_text("\x1bP" * 200_000) == ""
 
 
 def test_one_line() -> None:

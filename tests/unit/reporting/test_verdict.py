@@ -54,7 +54,7 @@ def test_a_small_change_is_said_to_be_in_doubt(tmp_path: Path) -> None:
 def test_nearly_all_is_not_all(tmp_path: Path) -> None:
     change, *_ = verdict_of(tmp_path, student_before=figures(9, 0, 9), student_after=figures(1e-4, 1, 9))
     assert "over 99.9%" in change
-    assert "100" not in change
+    assert "100%" not in change
 
 
 def test_without_a_teacher(tmp_path: Path) -> None:

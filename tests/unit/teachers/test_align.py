@@ -26,7 +26,9 @@ def test_another_tokenizer_of_the_same_size_is_refused_with_the_way_out() -> Non
     vocabulary = other.get_vocab()
     swapped = {"a": vocabulary["b"], "b": vocabulary["a"]}
     other.get_vocab = lambda: vocabulary | swapped  # type: ignore[method-assign]
-    with pytest.raises(TeacherError, match=r"2 tokens differ, for instance 'a' is \d+ in one(.|\n)*fix: choose a student"):
+    with pytest.raises(
+        TeacherError, match=r"2 tokens differ, for instance 'a' is \d+ in one(.|\n)*fix: choose a student"
+    ):
         shared_vocabulary(tiny.tokenizer(), 300, other, 300)
 
 
