@@ -161,7 +161,7 @@ def issues(error: ValidationError, root: type[Section], parameters: Sequence[str
     done: set[KeyPath] = set()
     for detail, at in found:
         # A list with a bad item is called too short, and each member of a union complains: the item says it best.
-        hidden = detail["type"] != "too_long" and any(_is_inside(other.path, at.path) for _, other in found)
+        hidden = any(_is_inside(other.path, at.path) for _, other in found)
         if not hidden and at.path not in done:
             yield _issue(detail, at, parameters)
             done.add(at.path)

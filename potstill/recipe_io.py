@@ -197,7 +197,7 @@ def _apply(draft: Draft, layer: Layer, methods: Methods) -> None:
     """Set a layer's keys, the outer ones first, so that their order on the command line does not matter."""
     draft.narrowed.clear()
     paths = {key: _full_path(draft, key) for key in layer.values}
-    for key in sorted(paths, key=lambda key: (len(paths[key][0]), not _is_tag(paths[key][0]))):
+    for key in sorted(paths, key=lambda key: _rank(paths[key][0])):
         path, short = paths[key]
         _claim(draft, layer, (key,), path, layer.values[key], short=short)
         if issue := _misplaced(draft, path, layer.values[key], methods):
@@ -215,9 +215,10 @@ def _full_path(draft: Draft, key: str) -> tuple[KeyPath, bool]:
     return (*STAGE, *path) if short else path, short
 
 
-def _is_tag(path: KeyPath) -> bool:
-    """Whether a key chooses between kinds of section. It is set before the keys that only one kind has."""
-    return errors.tag_key(errors.locate(Recipe, path[:-1]).hint) == path[-1]
+def _rank(path: KeyPath) -> tuple[int, bool]:
+    """Outer keys before inner ones, and the key that chooses the kind of a section before anything else in it."""
+    is_tag = errors.tag_key(errors.locate(Recipe, path[:-1]).hint) == path[-1]
+    return len(path) - is_tag, not is_tag
 
 
 def _misplaced(draft: Draft, path: KeyPath, value: Any, methods: Methods) -> Issue | None:

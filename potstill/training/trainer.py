@@ -93,14 +93,13 @@ def fit(job: Job, resume_from: Checkpoint | None = None) -> State:
             log.write(_metrics_line(state, result, rate, seconds))
             progress.update(state.step, spent(job, state), result.loss, result.tokens / seconds, state.seconds)
 
-            finished = spent(job, state) >= 1
-            due = finished or state.step % stage.checkpoint.every == 0
+            due = spent(job, state) >= 1 or state.step % stage.checkpoint.every == 0
             exit_code = job.stop.agreed(runtime)
             if due:
                 _validate(job, state, log, progress)
             if due or exit_code:
                 _save(job, optimizer, state, log)
-            if exit_code and not finished:
+            if exit_code:
                 raise job.stop.stopped(f"after step {state.step}", exit_code)
     return state
 

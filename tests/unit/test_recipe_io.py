@@ -169,20 +169,29 @@ def test_an_override_changes_nothing_else() -> None:
     [
         ("data=F", "data.format=dolly"),
         ("student=gpt2", "student.freeze_embeddings=true"),
-        ("student.kind=pretrained", "student.model=gpt2"),
+        ("student.kind=pretrained", "student=gpt2", "student.freeze_embeddings=true"),
+        ("student.kind=pretrained", "student={model: gpt2, freeze_embeddings: true}"),
+        ("student={model: gpt2, freeze_embeddings: true, kind: pretrained}", "seed=2"),
         ("streams.0.terms.0.objective.name=jensen_shannon", "streams.0.terms.0.objective.teacher_weight=0.2"),
         ("streams=[{terms: [cross_entropy]}]", "streams.0.terms.0.coefficient=0.5"),
     ],
 )
-def test_the_order_of_overrides_does_not_matter(arguments: tuple[str, str]) -> None:
+def test_the_order_of_overrides_does_not_matter(arguments: tuple[str, ...]) -> None:
     method = "sft" if arguments[0].startswith("streams=") else "kd"
     one, other = load(method, *arguments), load(method, *reversed(arguments))
     assert one == other != METHODS[method]()
+    if "freeze_embeddings" in " ".join(arguments):
+        assert one.stage.student == PretrainedStudent(model="gpt2", freeze_embeddings=True)
 
 
 def test_a_bare_student_replaces_the_pruned_one() -> None:
     assert load("kd", "student=gpt2").stage.student == PretrainedStudent(model="gpt2")
     assert load("kd", "student=gpt2", "student.freeze_embeddings=true").stage.student.freeze_embeddings is True
+
+
+def test_a_bare_student_takes_nothing_from_another_model(write: Write) -> None:
+    file = write("method: kd\nstudent: {kind: pretrained, model: a, revision: r}\n")
+    assert load(file, "student=b").stage.student == PretrainedStudent(model="b")
 
 
 def test_another_kind_of_student_keeps_what_was_set_but_no_defaults() -> None:
@@ -228,6 +237,8 @@ def test_overrides_of_a_full_recipe_reach_what_it_leaves_out(write: Write) -> No
         ("{a: no}", {"a": "no"}),
         ('"20"', "20"),
         ("a=b", "a=b"),
+        ("=", "="),
+        ("<<", "<<"),
         ("*.jsonl", "*.jsonl"),
         ("@home", "@home"),
         ("a: b", "a: b"),
@@ -580,6 +591,11 @@ def test_everything_is_reported_at_once_from_top_to_bottom(write: Write) -> None
     assert error.exit_code == 2
 
 
+def test_what_the_command_line_replaced_is_no_longer_the_files_fault(write: Write) -> None:
+    found = problem(write(FULL), "stages=[{student: m, streams: [{terms: [cross_entropy]}]}]")
+    assert (found.where, found.key, found.cause) == ("command line", "stages.0.budget", "is missing")
+
+
 COMMANDS = [
     ("budget.steps=ten", "budget.steps", "whole number of at least 1, not 'ten'", None),
     ("stages.0.budget.steps=ten", "stages.0.budget.steps", "not 'ten'", None),
@@ -667,7 +683,17 @@ def test_a_dumped_recipe_is_the_same_when_loaded(write: Write, method: str, argu
     assert load(write(text)) == recipe
     assert text.startswith("# ")
     assert "stages:\n  - name: student\n" in text
-    assert "null" not in text.replace("'null'", "")
+    assert ("\nrun:" in text) == (recipe.run is not None)
+    assert "epochs" not in text
+
+
+@pytest.mark.parametrize(
+    "text", ["\x85", "a\u2028b", "\ufeff", "a\n b\n", "\t", "no", "1e5", "", " a", "#", "é", "\x1b[31m"]
+)
+def test_odd_text_survives(write: Write, text: str) -> None:
+    recipe = load("kd", teacher=text)
+    assert recipe.stage.teacher == Teacher(model=text)
+    assert load(write(recipe_io.dump(recipe))) == recipe
 
 
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)

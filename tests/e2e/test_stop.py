@@ -1,0 +1,140 @@
+"""SIGTERM and Ctrl-C finish the step and save; a second one stops at once; broken checkpoints are passed over."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import potstill
+from potstill.errors import CheckpointError, ConfigError
+from potstill.run import Run
+from tests.e2e.conftest import ROOT, SMALL, as_arguments
+
+LONG = SMALL | {"budget.steps": 4000, "checkpoint.every": 2000, "run": "long"}
+
+
+def sha(run: Run) -> str:
+    return hashlib.sha256((run.student / "model.safetensors").read_bytes()).hexdigest()
+
+
+def started(workspace: Path, settings: dict[str, Any]) -> subprocess.Popen[str]:
+    """A run in a process of its own that has taken its first steps."""
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "potstill", "train", "kd", *as_arguments(settings)]
+    process = subprocess.Popen(command, cwd=workspace, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while "step 1" not in process.stderr.readline():  # type: ignore[union-attr]
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+    return process
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"])
+def test_one_signal_finishes_the_step_and_saves(workspace: Path, number: int, code: int) -> None:
+    process = started(workspace, LONG)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "with everything saved" in errors
+    assert "potstill resume" in errors
+    assert "Traceback" not in errors
+    run = Run(workspace / "runs" / "long")
+    (saved,) = run.checkpoints.glob("step-*")
+    assert run.metrics()[-1]["step"] == int(saved.name.removeprefix("step-"))
+
+
+def test_a_second_signal_stops_at_once(workspace: Path) -> None:
+    process = started(workspace, LONG | {"batch": 40, "batch.size": 36})
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    begun = time.monotonic()
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert time.monotonic() - begun < 5
+
+
+def interrupted(workspace: Path, monkeypatch: pytest.MonkeyPatch, at_step: int) -> Run:
+    """A run asked to stop at a step, as by SIGTERM."""
+    from potstill.training import trainer
+
+    advance = trainer._advance
+
+    def then_signal(state: Any, *arguments: Any) -> None:
+        advance(state, *arguments)
+        if state.step == at_step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(trainer, "_advance", then_signal)
+    with pytest.raises(potstill.PotstillError, match=f"stopped after step {at_step}"):
+        potstill.train("kd", **SMALL, run="stopped")
+    monkeypatch.setattr(trainer, "_advance", advance)
+    return Run(Path("runs/stopped"))
+
+
+def test_resumed_is_bitwise_the_uninterrupted_run(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = potstill.train("kd", **SMALL, run="whole")
+    stopped = potstill.resume(interrupted(workspace, monkeypatch, at_step=5))
+    assert sha(stopped) == sha(whole)
+    timeless = [[{k: v for k, v in line.items() if "time/" not in k} for line in r.metrics()] for r in (whole, stopped)]
+    assert timeless[0] == timeless[1]
+
+
+@pytest.mark.parametrize("damage", ["flip", "remove"])
+@pytest.mark.parametrize("name", ["student/model.safetensors", "state/optimizer.pt", "state/process-00000.pt"])
+def test_a_damaged_checkpoint_is_passed_over_and_said_so(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, damage: str
+) -> None:
+    whole = potstill.train("kd", **SMALL, run="whole")
+    run = interrupted(workspace, monkeypatch, at_step=7)  # checkpoints at 6 and at 7
+    file = run.checkpoints / "step-000007" / name
+    if damage == "remove":
+        file.unlink()
+    else:
+        content = bytearray(file.read_bytes())
+        content[len(content) // 3] ^= 1
+        file.write_bytes(content)
+    potstill.resume(run)
+    said = capsys.readouterr().err
+    assert f"skipping checkpoint step-000007: {name}" in said
+    assert "going on from runs/stopped/checkpoints/step-000006" in said
+    assert sha(run) == sha(whole)
+
+
+def test_where_no_checkpoint_is_whole_the_run_is_not_started_again_in_silence(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = interrupted(workspace, monkeypatch, at_step=5)
+    for path in run.checkpoints.glob("step-*"):
+        (path / "state" / "optimizer.pt").unlink()
+    with pytest.raises(CheckpointError, match="no checkpoint in .* is whole"):
+        potstill.resume(run)
+
+
+def test_other_settings_are_refused_with_what_differs(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = interrupted(workspace, monkeypatch, at_step=5)
+    run.recipe_file.write_text(run.recipe_file.read_text().replace("steps: 8", "steps: 9"))
+    with pytest.raises(CheckpointError, match=r"budget\.steps differ"):
+        potstill.resume(run)
+
+
+def test_resuming_a_finished_run_changes_nothing(workspace: Path) -> None:
+    run = potstill.train("kd", **SMALL)
+    before, lines = sha(run), run.metrics_file.read_text()
+    potstill.resume(run)
+    assert (sha(run), run.metrics_file.read_text()) == (before, lines)
+
+
+def test_two_commands_cannot_work_in_one_run(workspace: Path) -> None:
+    from filelock import FileLock
+
+    run = potstill.train("kd", **SMALL)
+    with FileLock(run.path / ".lock"), pytest.raises(ConfigError, match="another process is at work in it"):
+        potstill.resume(run)
