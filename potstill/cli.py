@@ -224,7 +224,7 @@ def _print_figures(figures: dict[str, Any], format: Format) -> None:
 
 def main() -> None:
     """Run the command line; every failure a user can cause is one line with its fix and an exit code."""
-    # Before torch is imported: threads that wait asleep lose nothing on a free machine and four fifths less on a busy one.
+    # Before torch is imported: spinning threads starve each other on a busy machine (docs/decisions, 11).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = app(standalone_mode=False)

@@ -8,9 +8,8 @@ along the schema. Pydantic validates the result once. Who wrote which key is kep
 from __future__ import annotations
 
 import inspect
-import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -19,35 +18,14 @@ from typing import Any, get_type_hints
 
 from pydantic import ValidationError, create_model
 from pydantic_core import PydanticUndefined, to_jsonable_python
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError
-from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
-from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from potstill import recipe_errors as errors
 from potstill.errors import ConfigError
 from potstill.recipe import Recipe, Section, Stage
-from potstill.recipe_errors import STAGE, Issue, KeyPath, Mark, Origin, Span
+from potstill.recipe_errors import STAGE, Issue, KeyPath, Origin
+from potstill.recipe_yaml import COMMAND_LINE, Layer, complain, dump, parse_overrides, read_file, refusal
 
-COMMAND_LINE = "command line"
-MAX_BYTES = 200_000  # a recipe has about 2000
-MAX_VALUES = 5_000  # aliases included, so that a few lines cannot stand for a billion
-MAX_DEPTH = 30
-TYPED = ("int", "float", "bool", "null")
-FLOW = ("[", "{", "'", '"')  # what begins a list, a mapping or quoted text
-TEXT = ("str", "timestamp", "value", "merge")  # a date, "=" and "<<" mean nothing in a recipe: they stay text
-REFUSED = object()  # stands for a value that is reported already
-
-
-@dataclass
-class Layer:
-    """Settings from one place. ``spans`` says where in a file each stands; ``issues`` what was wrong with its YAML."""
-
-    source: str
-    values: dict[str, Any]
-    spans: dict[KeyPath, Span] = field(default_factory=dict)
-    issues: list[Issue] = field(default_factory=list)
+__all__ = ["dump", "load", "parse_overrides"]
 
 
 @dataclass
@@ -123,8 +101,8 @@ def _method_of(file: Layer, methods: Methods) -> str:
         cause, fix = f"no method called {errors.shown(name)}", errors.did_you_mean(str(name), methods, "Methods")
     if name is not None or not file.issues:  # it may be missing because it could not be read
         span = file.spans.get(("method",), file.spans[()])
-        _complain(file, ("method",), span.value, cause, fix)
-    raise _refusal(file.source, errors.problems(file.issues, {}, file.source))
+        complain(file, ("method",), span.value, cause, fix)
+    raise refusal(file.source, errors.problems(file.issues, {}, file.source))
 
 
 def _from_file(file: Layer) -> Draft:
@@ -182,12 +160,8 @@ def _resolved(draft: Draft, layers: list[Layer], methods: Methods) -> Recipe:
     except ValidationError as error:
         draft.issues += errors.issues(error, Recipe, draft.parameters)
     if draft.issues:
-        raise _refusal(draft.label, errors.problems(draft.issues, draft.origins, draft.label))
+        raise refusal(draft.label, errors.problems(draft.issues, draft.origins, draft.label))
     return recipe
-
-
-def _refusal(label: str, problems: tuple[Any, ...]) -> ConfigError:
-    return ConfigError(f"{label}: {len(problems)} problem{'s' * (len(problems) > 1)}", problems=problems)
 
 
 # --- Setting keys -----------------------------------------------------------------------------------------------------
@@ -327,182 +301,3 @@ def _updated(draft: Draft, hint: Any, old: Any, new: dict[str, Any], at: KeyPath
     for key in sorted(new, key=lambda key: key != errors.tag_key(hint)):
         result = _merged(draft, hint, result, (key,), new[key], at)
     return result
-
-
-# --- YAML in ----------------------------------------------------------------------------------------------------------
-
-
-def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
-    """``["budget.steps=20", "data=x.jsonl"]`` as a mapping, values typed as YAML 1.2 types them.
-
-    Raises: ConfigError where an argument is not KEY=VALUE.
-    """
-    result: dict[str, Any] = {}
-    for argument in arguments:
-        key, equals, text = argument.partition("=")
-        if not key or not equals:
-            raise ConfigError(
-                f"{argument!r} is not a setting", f"Write {key or 'KEY'}=VALUE, without spaces around the ="
-            )
-        if not text:
-            raise ConfigError(f"{argument!r} has no value", f"Write {key}=null to unset it")
-        result[key] = _typed(key, text)
-    return result
-
-
-def _typed(key: str, text: str) -> Any:
-    """A value from the command line: a list, a mapping or quoted text as YAML reads them, a bare word by its looks."""
-    layer = Layer(f"{COMMAND_LINE}: {key}", {})
-    try:
-        node = _compose(text, layer.source)
-    except ConfigError:
-        if text.lstrip()[:1] in FLOW:
-            raise
-        return text  # *.jsonl and @home are no YAML, but text on a command line
-    if text.lstrip()[:1] not in FLOW and not (isinstance(node, ScalarNode) and node.value == text):
-        return text  # "a: b" and "a #1" likewise
-    value = _value(node, layer, ())
-    if layer.issues:
-        raise _refusal(layer.source, errors.problems(layer.issues, {}, layer.source))
-    return value
-
-
-def read_file(path: Path) -> Layer:
-    """The settings in a YAML file and where each stands.
-
-    Raises: ConfigError where it is no YAML mapping. Lesser mistakes are in the layer's ``issues``.
-    """
-    layer = Layer(str(path), {})
-    node = _compose(_text_of(path), layer.source)
-    if not isinstance(node, MappingNode):
-        what = "is empty" if node is None else "is not a mapping of keys to values"
-        raise ConfigError(f"{path}: {what}", "The shortest recipe is `method: kd`")
-    layer.spans[()] = Span(_mark(node), _mark(node))
-    values = _value(node, layer, ())
-    layer.values = {} if values is REFUSED else values
-    return layer
-
-
-def _text_of(path: Path) -> str:
-    try:
-        size, raw = path.stat().st_size, b""
-        if size <= MAX_BYTES:
-            raw = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    if size > MAX_BYTES:
-        raise ConfigError(f"{path}: has {size} bytes, too many for a recipe", "Name a recipe, not data or a model")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise ConfigError(f"{path}:{line}: is not UTF-8 text", "Save it as UTF-8") from None
-
-
-def _compose(text: str, source: str) -> Any:
-    """The YAML nodes of a text: unlike its values, they know where they stand."""
-    yaml = YAML(typ="safe", pure=True)
-    yaml.composer.warn_double_anchors = False  # legal, and a warning would be one more voice
-    try:
-        return yaml.compose(text)
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
-        said = " ".join(f"{error.context or ''} {error.problem or ''}".split())
-        fix = "Indent with spaces, not tabs" if "'\\t'" in said else None
-        raise ConfigError(f"{where}: is not valid YAML: {said}", fix) from None
-    except RecursionError:
-        raise ConfigError(f"{source}: is nested too deeply") from None
-    except Exception as error:  # a character that no YAML may hold, or what the parser itself stumbles over
-        line = text.count("\n", 0, getattr(error, "position", None) or 0) + 1
-        raise ConfigError(f"{source}:{line}: is not valid YAML: {str(error).splitlines()[0]}") from None
-
-
-def _mark(node: Any) -> Mark:
-    return node.start_mark.line + 1, node.start_mark.column + 1
-
-
-def _value(node: Any, layer: Layer, path: KeyPath) -> Any:
-    """What a node stands for: mappings, lists and scalars, nothing that runs code."""
-    if len(path) > MAX_DEPTH or len(layer.spans) > MAX_VALUES:
-        line, column = _mark(node)
-        raise ConfigError(f"{layer.source}:{line}:{column}: too deep or too large, aliases included, for a recipe")
-    tag = str(node.tag).removeprefix("tag:yaml.org,2002:")
-    if isinstance(node, MappingNode) and tag == "map":
-        return _mapping(node, layer, path)
-    if isinstance(node, SequenceNode) and tag == "seq":
-        return _items(node, layer, path)
-    if isinstance(node, ScalarNode) and tag in TEXT:
-        return str(node.value)
-    try:
-        if isinstance(node, ScalarNode) and tag in TYPED:
-            return getattr(_constructor(), f"construct_yaml_{tag}")(node)
-    except (ValueError, LookupError):  # !!int ten
-        _complain(layer, path, _mark(node), f"{errors.shown(node.value)} cannot be read as {tag}")
-        return REFUSED
-    fix = "Write plain text, numbers, lists and mappings"
-    _complain(layer, path, _mark(node), f"the tag {node.tag} is refused", fix)
-    return REFUSED
-
-
-def _complain(layer: Layer, path: KeyPath, mark: Mark, cause: str, fix: str | None = None) -> None:
-    """Note an issue of the file's own keys, which are not yet paths in a recipe."""
-    layer.issues.append(Issue(path, cause, fix, origin=Origin(layer.source, Span(mark, mark), short=False)))
-
-
-@cache
-def _constructor() -> Any:
-    return YAML(typ="safe", pure=True).constructor
-
-
-def _items(node: SequenceNode, layer: Layer, path: KeyPath) -> list[Any]:
-    layer.spans |= {(*path, i): Span(_mark(item), _mark(item)) for i, item in enumerate(node.value)}
-    values = [_value(item, layer, (*path, i)) for i, item in enumerate(node.value)]
-    return [value for value in values if value is not REFUSED]
-
-
-def _mapping(node: MappingNode, layer: Layer, path: KeyPath) -> dict[str, Any]:
-    """A mapping with text as keys, each of them once."""
-    result: dict[str, Any] = {}
-    for key_node, value_node in node.value:
-        mark = _mark(key_node)
-        if not isinstance(key_node, ScalarNode):
-            _complain(layer, (*path, "?"), mark, "a list or mapping stands as a key", "Write a name there")
-            continue
-        key = str(key_node.value)
-        if first := layer.spans.get((*path, key)):
-            _complain(layer, (*path, key), mark, f"stands twice, first in line {first.key[0]}", "Remove one of them")
-            continue
-        empty = value_node.start_mark.index == value_node.end_mark.index  # "budget:" has no value to point at
-        layer.spans[(*path, key)] = Span(mark, mark if empty else _mark(value_node))
-        if (value := _value(value_node, layer, (*path, key))) is not REFUSED:
-            result[key] = value
-    return result
-
-
-# --- YAML out ---------------------------------------------------------------------------------------------------------
-
-
-def dump(recipe: Recipe) -> str:
-    """A recipe as YAML, every setting written out. What is unset is left out, and ``load`` gives the same recipe."""
-    yaml = YAML()
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    yaml.width = 10_000  # long text stays on its line
-    out = io.StringIO()
-    out.write("# Every setting of a run. It runs again as it is: potstill train THIS_FILE\n")
-    yaml.dump(_readable(recipe.model_dump(mode="json", exclude_none=True)), out)
-    return out.getvalue()
-
-
-def _readable(value: Any) -> Any:
-    """Short lists on one line, and text with odd characters in quotes that keep them."""
-    if isinstance(value, dict):
-        return {key: _readable(inner) for key, inner in value.items()}
-    if isinstance(value, str):
-        return value if value.isprintable() else DoubleQuotedScalarString(value)
-    if not isinstance(value, list):
-        return value
-    items = CommentedSeq(map(_readable, value))
-    if not any(isinstance(item, dict | list) for item in items):
-        items.fa.set_flow_style()
-    return items

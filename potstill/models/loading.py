@@ -147,7 +147,7 @@ def _attempt(name: str, load: Any) -> Any:
         if isinstance(error, OSError) and local_source(name) is None:
             raise ModelError(
                 f"{name}: not found here and not reachable on a model hub",
-                f"name a folder or an embedded model ({', '.join(embedded.NAMES)}), or check network and HF_HUB_OFFLINE",
+                f"name a folder or an embedded model ({', '.join(embedded.NAMES)}), or check HF_HUB_OFFLINE",
             ) from error
         raise ModelError(
             f"{name}: cannot be loaded: {first}", "check that the folder is complete and the model is causal"

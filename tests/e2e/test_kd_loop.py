@@ -28,7 +28,9 @@ def test_same_losses_to_1e9_in_float64_over_20_steps(workspace: Path) -> None:
         sys.executable, str(ROOT / "examples" / "kd_loop.py"), "--teacher", "teacher", "--data", "rows.jsonl",
         "--keep", *map(str, keep), "--steps", str(STEPS), "--batch", "8", "--seed", "5", "--dtype", "float64",
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=workspace, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, cwd=workspace, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stderr
     flat = [json.loads(line)["loss"] for line in done.stdout.splitlines()]
     assert len(flat) == STEPS

@@ -29,7 +29,9 @@ def started(workspace: Path, settings: dict[str, Any]) -> subprocess.Popen[str]:
     """A run in a process of its own that has taken its first steps."""
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "potstill", "train", "kd", *as_arguments(settings)]
-    process = subprocess.Popen(command, cwd=workspace, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=workspace, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 120
     while "step 1" not in process.stderr.readline():  # type: ignore[union-attr]
         assert process.poll() is None
@@ -114,7 +116,7 @@ def test_where_no_checkpoint_is_whole_the_run_is_not_started_again_in_silence(
     run = interrupted(workspace, monkeypatch, at_step=5)
     for path in run.checkpoints.glob("step-*"):
         (path / "state" / "optimizer.pt").unlink()
-    with pytest.raises(CheckpointError, match="no checkpoint in .* is whole"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole"):
         potstill.resume(run)
 
 

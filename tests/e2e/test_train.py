@@ -184,7 +184,9 @@ def test_a_teacher_that_is_not_finite_stops_the_run_before_the_update(
     updates = []
     step = torch.optim.AdamW.step
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a, **k: (updates.append(1), step(self, *a, **k))[1])
-    with pytest.raises(NumericsError, match=r"data/forward_kl is not finite \(the teacher's logits.*\) on rows.jsonl:\d+"):
+    with pytest.raises(
+        NumericsError, match=r"data/forward_kl is not finite \(the teacher's logits.*\) on rows.jsonl:\d+"
+    ):
         train(run="poisoned")
     logged = losses(Run(Path("runs/poisoned")))
     assert len(updates) == len(logged)  # the step that failed updated nothing and logged nothing
