@@ -11,7 +11,19 @@ from typing import Annotated
 
 from pydantic import Field
 
-from potstill.recipe import Budget, Checkpoint, Optimizer, PrunedStudent, Recipe, Stage, Stream, Teacher, Term
+from potstill.recipe import (
+    Batching,
+    Budget,
+    Checkpoint,
+    Evaluation,
+    Optimizer,
+    PrunedStudent,
+    Recipe,
+    Stage,
+    Stream,
+    Teacher,
+    Term,
+)
 
 
 def sft(*, label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0) -> Recipe:
@@ -28,8 +40,10 @@ def sft(*, label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0) -> Recipe
                 student=PrunedStudent(model=Teacher().model),
                 streams=(Stream(terms=(term,)),),
                 optimizer=Optimizer(learning_rate=1e-3),
-                budget=Budget(steps=60),
-                checkpoint=Checkpoint(every=20, best_by="perplexity"),
+                batch=Batching(size=2),
+                budget=Budget(steps=120),
+                checkpoint=Checkpoint(every=60, best_by="perplexity"),
+                evaluation=Evaluation(max_examples=40, generate_examples=8, max_new_tokens=64),
             ),
         ),
     )
