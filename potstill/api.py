@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from potstill import recipe_io, stages
 from potstill import run as runs
-from potstill.errors import ConfigError
+from potstill.errors import ConfigError, Stopped
 from potstill.evaluation import standalone
 from potstill.recipe import Recipe
 from potstill.recipes import METHODS
@@ -88,23 +88,24 @@ def _student_or_model(name: str) -> str | Path:
 def _new_run(recipe: Recipe) -> Iterator[Run]:
     """A folder for a new run, with its recipe in it, held by this process (and those torchrun started beside it)."""
     runtime = runtimes.start(recipe.device, recipe.dtype if recipe.dtype != "auto" else "float32")
-    path = runtime.share(runs.create(recipe.run, recipe.method).path if runtime.is_main else None)
-    with _alone(Run(path)):
+    run = Run(runtime.share(runs.create(recipe.run, recipe.method).path if runtime.is_main else None))
+    with _alone(run):
         if runtime.is_main:
-            runs.write_text(Run(path).recipe_file, recipe_io.dump(recipe))
-            runs.mark_latest(Run(path))
-        yield Run(path)
+            runs.clear(run)
+            runs.write_text(run.recipe_file, recipe_io.dump(recipe))
+            runs.mark_latest(run)
+        yield run
 
 
 @contextmanager
 def _alone(run: Run) -> Iterator[None]:
-    """Hold a run's lock, so that no second command writes into the same folder."""
-    if not runtimes.is_main():
-        yield
-        return
+    """Hold a run's lock, so that no second command writes into its folder; say how to go on where it is stopped."""
+    lock = FileLock(run.path / runs.LOCK, blocking=False) if runtimes.is_main() else nullcontext()
     try:
-        with FileLock(run.path / ".lock", blocking=False):
+        with lock:
             yield
+    except Stopped as stopped:
+        raise Stopped(stopped.cause, f"go on with `potstill resume {run.name}`", exit_code=stopped.exit_code) from None
     except Timeout:
         raise ConfigError(
             f"{run.path}: another process is at work in it", "wait for it, or stop it, before going on with this run"

@@ -240,6 +240,9 @@ def main() -> None:
         if hasattr(error, "show"):
             error.show()
         sys.exit(error.exit_code)
+    finally:
+        if runtime := sys.modules.get("potstill.training.runtime"):
+            runtime.stop()
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -26,6 +26,7 @@ from potstill.errors import ConfigError
 
 RUNS = Path("runs")
 LATEST = "latest"
+LOCK = ".lock"
 MODELS = ("teacher", "student_before", "student_after", "equal_time_sft")  # rows of the table, in order
 
 
@@ -120,6 +121,22 @@ def _numbered(method: str, root: Path) -> Iterator[str]:
     while True:
         number += 1
         yield f"{method}-{number}"
+
+
+def clear(run: Run) -> None:
+    """Empty a new run's folder of what a run left that was refused or stopped before its first step.
+
+    Raises: ConfigError where another process has trained in it meanwhile.
+    """
+    if run.metrics_file.exists():
+        raise ConfigError(
+            f"{run.path} has been taken by another command meanwhile", "choose another name with run=NAME"
+        )
+    for item in run.path.iterdir():
+        if item.is_dir() and not item.is_symlink():
+            remove_folder(item)
+        elif item.name != LOCK:
+            item.unlink()
 
 
 def find(name_or_path: str | Path, root: Path = RUNS) -> Run:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib.metadata
+import importlib.util
 import os
 import shutil
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any
 from filelock import FileLock
 
 from potstill.errors import ModelError
+
+GGUF_READERS = ("gguf", "accelerate")  # what transformers reads such a file with
 
 # name -> package that carries it, its version, the file's SHA-256.
 NAMES = {
@@ -101,10 +104,9 @@ def _save_plain(file: Path, folder: Path) -> None:
 
     A model read from GGUF refuses ``save_pretrained``, so a plain one is built from its config and given its weights.
     """
-    try:
-        import gguf  # noqa: F401
-    except ImportError:
-        raise ModelError(f"{file} needs the package gguf to be read", "pip install 'potstill[gguf]'") from None
+    for package in GGUF_READERS:
+        if importlib.util.find_spec(package) is None:
+            raise ModelError(f"{file} needs the package {package} to be read", "pip install 'potstill[gguf]'")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

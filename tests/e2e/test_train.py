@@ -207,7 +207,9 @@ def test_a_run_is_never_overwritten_but_one_that_never_trained_keeps_no_name(wor
         train(run="mine")
     with pytest.raises(potstill.PotstillError):
         train(run="broken", data="absent.jsonl")
-    train(run="broken")
+    (Path("runs/broken/eval")).mkdir()
+    Path("runs/broken/eval/teacher.json").write_text('{"perplexity": -1}')  # of another attempt, with other settings
+    assert potstill.report(train(run="broken"))["teacher"]["perplexity"] > 0
 
 
 def test_runs_without_a_name_are_numbered(workspace: Path) -> None:

@@ -1,0 +1,57 @@
+"""The run folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from potstill import run as runs
+from potstill.errors import ConfigError
+
+
+def test_names_are_numbered_and_never_taken_twice(tmp_path: Path) -> None:
+    first, second = runs.create(None, "kd", tmp_path), runs.create(None, "kd", tmp_path)
+    assert [first.name, second.name] == ["kd-1", "kd-2"]
+    (tmp_path / "kd-7").mkdir()
+    assert runs.create(None, "kd", tmp_path).name == "kd-8"
+
+
+def test_an_existing_run_is_found_by_name_or_path(tmp_path: Path) -> None:
+    run = runs.create("mine", "kd", tmp_path)
+    runs.write_text(run.recipe_file, "")
+    assert runs.find("mine", tmp_path).path == run.path
+    assert runs.find(run.path, tmp_path).path == run.path
+    with pytest.raises(ConfigError, match=r"other is not a run\n  fix: runs here: mine"):
+        runs.find("other", tmp_path)
+
+
+def test_latest_moves_on(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        runs.mark_latest(runs.create(name, "kd", tmp_path))
+    assert (tmp_path / "latest").resolve().name == "b"
+
+
+def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "cost.json"
+    runs.write_text(file, "old")
+    monkeypatch.setattr(runs.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        runs.write_text(file, "new")
+    assert file.read_text() == "old"
+
+
+def test_a_line_cut_by_a_crash_is_passed_over(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(json.dumps({"step": 1}) + '\n{"step": 2, "tr')
+    assert list(runs.read_jsonl(file)) == [{"step": 1}]
+
+
+def test_removing_a_folder_does_not_follow_links(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (tmp_path / "link").symlink_to(kept)
+    runs.remove_folder(tmp_path / "link")
+    assert kept.is_dir()
+    assert not (tmp_path / "link").is_symlink()
