@@ -151,20 +151,21 @@ def build_student(
         resume_from: whose weights are taken instead of the untouched ones.
     """
     source, revision = source_of(stage)
+    options: dict[str, Any] = {"revision": revision, "allow_remote_code": allow_remote_code}
+    # Asked of the source, because a checkpoint is stored in the precision of training.
+    stored_dtype = config_of(source, **options).dtype or torch.float32
     name = str(resume_from.student) if resume_from else source
-    loaded = load(
-        name, dtype=runtime.student_dtype, device=runtime.device, revision=revision, allow_remote_code=allow_remote_code
-    )
+    loaded = load(name, dtype=runtime.student_dtype, device=runtime.device, **options)
     model, made, size = loaded.model, {"from": source}, loaded.size_on_disk
     if isinstance(stage.student, schema.PrunedStudent) and not resume_from:
         model, how = _cut(model, stage.student, list(batches(calibration, 8, loaded.tokenizer.eos_token_id)))
         made |= how
-        size = sum(p.numel() for p in model.parameters()) * loaded.stored_dtype.itemsize
+        size = sum(p.numel() for p in model.parameters()) * stored_dtype.itemsize
     family = Causal(model, vocab_size)
     check_projection(family, source)
     if stage.student.freeze_embeddings:
         pruning.freeze_embeddings(model)
-    return Student(family, loaded.stored_dtype, size, made)
+    return Student(family, stored_dtype, size, made)
 
 
 def _cut(model: Any, student: schema.PrunedStudent, calibration: Sequence[Any]) -> tuple[Any, dict[str, Any]]:

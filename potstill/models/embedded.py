@@ -11,6 +11,7 @@ import importlib.metadata
 import importlib.util
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,10 @@ def _save_plain(file: Path, folder: Path) -> None:
             raise ModelError(f"{file} needs the package {package} to be read", "pip install 'potstill[gguf]'")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
+    print(f"converting {file.name} to a model folder, once", file=sys.stderr, flush=True)
     where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:
         quantised = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)

@@ -78,7 +78,7 @@ class Progress:
             self._bar.update(0, completed=done, status=status)
         elif time.monotonic() - self._last_line >= LINE_EVERY_S or done >= 1:
             self._last_line = time.monotonic()
-            left = seconds * (1 - done) / done if done > 0 else math.nan
+            left = max(0.0, seconds * (1 - done) / done) if done > 0 else math.nan
             self._say(f"{self.label}: {status}  {100 * min(done, 1):.0f}%  {left:.0f} s left")
 
     def note(self, text: str) -> None:

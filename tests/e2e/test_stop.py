@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import potstill
 from potstill.errors import CheckpointError, ConfigError
 from potstill.run import Run
+from tests import tiny
 from tests.e2e.conftest import ROOT, SMALL, as_arguments
 
 LONG = SMALL | {"budget.steps": 4000, "checkpoint.every": 2000, "run": "long"}
@@ -81,10 +84,16 @@ def interrupted(workspace: Path, monkeypatch: pytest.MonkeyPatch, at_step: int) 
     return Run(Path("runs/stopped"))
 
 
-def test_resumed_is_bitwise_the_uninterrupted_run(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+def test_resumed_is_bitwise_the_uninterrupted_run(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, stored: str
+) -> None:
+    (workspace / "teacher").unlink()
+    tiny.save(tiny.llama(1, layers=4).to(getattr(torch, stored)), workspace / "teacher")
     whole = potstill.train("kd", **SMALL, run="whole")
     stopped = potstill.resume(interrupted(workspace, monkeypatch, at_step=5))
     assert sha(stopped) == sha(whole)
+    assert next(iter(load_file(stopped.student / "model.safetensors").values())).dtype == getattr(torch, stored)
     timeless = [[{k: v for k, v in line.items() if "time/" not in k} for line in r.metrics()] for r in (whole, stopped)]
     assert timeless[0] == timeless[1]
 

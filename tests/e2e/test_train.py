@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import potstill
@@ -116,6 +117,14 @@ def test_a_student_that_is_its_teacher_has_loss_and_gradient_zero(workspace: Pat
     first = next(line for line in run.metrics() if "train/loss" in line)
     assert abs(first["train/loss"]) < 1e-14
     assert first["optim/grad_norm"] < 1e-14
+
+
+def test_bfloat16_keeps_float32_weights_and_stays_close(workspace: Path) -> None:
+    settings = {"student.freeze_embeddings": False, "ce_weight": 0.5}
+    exact, fast = (train(run=name, dtype=name, **settings) for name in ("float32", "bfloat16"))
+    torch.testing.assert_close(losses(fast), losses(exact), rtol=2e-2, atol=1e-2)
+    saved = load_file(fast.checkpoints / "best" / "student" / "model.safetensors")
+    assert {weight.dtype for weight in saved.values()} == {torch.float32}
 
 
 def test_sft_needs_no_teacher(workspace: Path) -> None:
