@@ -166,7 +166,9 @@ def _job(bench: Bench, training: Training, student: Student) -> Job:
 def _finish(bench: Bench, training: Training, state: State, stored_dtype: torch.dtype) -> None:
     """Export the best student, measure what was exported, and write down the cost."""
     if bench.runtime.is_main:
-        best = Checkpoint((training.run.checkpoints / checkpoint.BEST).resolve())
+        assert state.best_step is not None  # training ends with a validation
+        best = checkpoint.at(training.run.checkpoints, state.best_step)
+        checkpoint.mark_best(training.run.checkpoints, state.best_step)
         _export(bench, best, training.run, stored_dtype)
         prefix = "" if training.label == "student_after" else "baseline_"
         _add_cost(bench.run, prefix, state)

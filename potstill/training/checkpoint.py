@@ -50,8 +50,8 @@ class Writer:
     """Writes one checkpoint. Every process calls ``file`` for its own files, the main one ``begin`` and ``commit``."""
 
     def __init__(self, folder: Path, step: int):
-        self.final = folder / f"step-{step:06d}"
-        self.partial = folder / f".step-{step:06d}.partial"
+        self.final = folder / step_name(step)
+        self.partial = folder / f".{step_name(step)}.partial"
 
     def begin(self) -> None:
         remove_folder(self.partial)
@@ -79,6 +79,23 @@ class Writer:
         os.rename(self.partial, self.final)
         _flush(self.final.parent)
         return Checkpoint(self.final)
+
+
+def at(folder: Path, step: int) -> Checkpoint:
+    """The checkpoint of a step, checked.
+
+    Raises: CheckpointError where it is absent or not what was written.
+    """
+    path = folder / step_name(step)
+    if reason := what_is_wrong(path):
+        raise CheckpointError(
+            f"{path}: {reason}", "restore it from a copy, or remove the run's folder and train it again"
+        )
+    return Checkpoint(path)
+
+
+def step_name(step: int) -> str:
+    return f"step-{step:06d}"
 
 
 def newest(folder: Path, say: Callable[[str], None] = lambda _: None) -> Checkpoint | None:
@@ -127,8 +144,9 @@ def what_is_wrong(path: Path) -> str | None:
     return None
 
 
-def mark_best(checkpoint: Checkpoint) -> None:
-    replace_link(checkpoint.path.parent / BEST, checkpoint.path.name)
+def mark_best(folder: Path, step: int) -> None:
+    """Point ``best`` at a step's checkpoint. For people: the run itself goes by the step in its state."""
+    replace_link(folder / BEST, step_name(step))
 
 
 def prune(folder: Path, keep_last: int, best_step: int | None) -> None:

@@ -62,7 +62,7 @@ class Job:
 
 
 def fit(job: Job, resume_from: Checkpoint | None = None) -> State:
-    """Train until the budget is spent, and return how it went. The best student is at ``checkpoints/best``.
+    """Train until the budget is spent, and return how it went. The best student is the one of ``best_step``.
 
     Raises: Stopped at the end of the step in which the user asked for it, with a checkpoint written;
         NumericsError for figures that are not finite; CheckpointError for a checkpoint of other settings.
@@ -186,9 +186,9 @@ def _save(job: Job, optimizer: torch.optim.Optimizer, state: State, log: Metrics
         writer.file("trainer.json").write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
     runtime.barrier()
     if runtime.is_main:
-        written = writer.commit()
-        if state.best_step == state.step:
-            checkpoint.mark_best(written)
+        writer.commit()
+        if state.best_step is not None:
+            checkpoint.mark_best(folder, state.best_step)
         checkpoint.prune(folder, job.stage.checkpoint.keep_last, state.best_step)
     runtime.barrier()
 

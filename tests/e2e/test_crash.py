@@ -49,6 +49,15 @@ FORK_SERVER = textwrap.dedent("""
             flush(folder)
         checkpoint.flush_tree = dying
 
+    def kill_before_best(number):
+        # After the rename: the checkpoint counts, and nothing points at it yet.
+        mark, count = checkpoint.mark_best, [0]
+        def dying(*arguments):
+            count[0] += 1
+            if count[0] == number: die()
+            mark(*arguments)
+        checkpoint.mark_best = dying
+
     def kill_after(seconds):
         threading.Thread(target=lambda: (time.sleep(seconds), die()), daemon=True).start()
 
@@ -119,7 +128,7 @@ def test_killed_and_resumed_is_bitwise_the_uninterrupted_run(workspace: Path) ->
 
         moments = random.Random(0)
         faults: list[tuple[str, float]] = [("kill_after", moments.uniform(0.1, 0.95) * seconds) for _ in range(4)]
-        faults += [("kill_inside_write", 3), ("kill_before_rename", 4)]
+        faults += [("kill_inside_write", 3), ("kill_before_rename", 4), ("kill_before_best", STEPS // EVERY)]
         for number, fault in enumerate(faults):
             folder = prepare(workspace, f"killed-{number}")
             status, _ = server.run(folder, fault=fault)

@@ -129,6 +129,20 @@ def test_where_no_checkpoint_is_whole_the_run_is_not_started_again_in_silence(
         potstill.resume(run)
 
 
+def test_a_best_checkpoint_that_was_damaged_is_not_exported(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from potstill.training import trainer
+
+    monkeypatch.setattr(trainer, "_better", lambda *_: False)  # the first validated step, 3, stays the best
+    run = interrupted(workspace, monkeypatch, at_step=7)
+    file = run.checkpoints / "step-000003" / "student" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"step-000003: student/model.safetensors is damaged"):
+        potstill.resume(run)
+    assert not run.student.exists()
+
+
 def test_other_settings_are_refused_with_what_differs(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = interrupted(workspace, monkeypatch, at_step=5)
     run.recipe_file.write_text(run.recipe_file.read_text().replace("steps: 8", "steps: 9"))

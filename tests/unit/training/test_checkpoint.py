@@ -87,6 +87,15 @@ def test_where_none_is_whole_the_reasons_are_told(folder: Path) -> None:
         checkpoint.newest(folder)
 
 
+def test_a_named_step_is_checked_too(folder: Path) -> None:
+    assert checkpoint.at(folder, 10).step == 10
+    (folder / "step-000010" / "state" / "optimizer.pt").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=r"step-000010: state/optimizer.pt has 1 bytes, not 90"):
+        checkpoint.at(folder, 10)
+    with pytest.raises(CheckpointError, match=r"step-000099: MANIFEST.json is missing"):
+        checkpoint.at(folder, 99)
+
+
 def test_what_a_crash_left_half_written_is_ignored_and_removed(folder: Path) -> None:
     half = Writer(folder, 20)
     half.begin()
@@ -100,7 +109,7 @@ def test_what_a_crash_left_half_written_is_ignored_and_removed(folder: Path) -> 
 
 def test_pruning_keeps_the_newest_and_the_best(folder: Path) -> None:
     write(folder, 20)
-    checkpoint.mark_best(Checkpoint(folder / "step-000005"))
+    checkpoint.mark_best(folder, 5)
     checkpoint.prune(folder, keep_last=2, best_step=5)
     assert sorted(p.name for p in folder.glob("step-*")) == ["step-000005", "step-000015", "step-000020"]
     assert (folder / "best").resolve().name == "step-000005"
