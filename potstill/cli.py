@@ -234,6 +234,8 @@ def main() -> None:
         _fail("stopped", 130)
     except BrokenPipeError:
         sys.exit(1)
+    except OSError as error:
+        _fail(f"error: {error}\n  fix: see that there is room on the disk and that the folder may be written to", 1)
     except Exception as error:
         if not hasattr(error, "exit_code"):
             raise

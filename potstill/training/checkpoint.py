@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from potstill.errors import CheckpointError
 from potstill.models.embedded import file_sha256
@@ -79,6 +82,23 @@ class Writer:
         os.rename(self.partial, self.final)
         _flush(self.final.parent)
         return Checkpoint(self.final)
+
+
+@contextmanager
+def cleaning_up(writer: Writer) -> Iterator[None]:
+    """A write that fails, on a full disk most often, leaves nothing behind and says what to do.
+
+    Raises: CheckpointError.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        remove_folder(writer.partial)
+        free = shutil.disk_usage(writer.final.parent).free / 2**20
+        raise CheckpointError(
+            f"{writer.final} could not be written: {str(error).splitlines()[0]} ({free:,.0f} MiB free there)",
+            "make room, then go on with `potstill resume`: the checkpoint before it stands",
+        ) from error
 
 
 def at(folder: Path, step: int) -> Checkpoint:
@@ -154,7 +174,7 @@ def prune(folder: Path, keep_last: int, best_step: int | None) -> None:
     for path in list(_newest_first(folder))[keep_last:]:
         if Checkpoint(path).step != best_step:
             remove_folder(path)
-    for leftover in folder.glob(".step-*.partial"):
+    for leftover in (*folder.glob(".step-*.partial"), *folder.glob(f".{BEST}.*")):
         remove_folder(leftover)
 
 

@@ -175,18 +175,20 @@ def _save(job: Job, optimizer: torch.optim.Optimizer, state: State, log: Metrics
     runtime, folder = job.runtime, job.run.checkpoints
     state.metrics_length = log.flush()
     writer = checkpoint.Writer(folder, state.step)
+    with checkpoint.cleaning_up(writer):
+        if runtime.is_main:
+            writer.begin()
+        runtime.barrier()
+        torch.save(_process_state(job), writer.file(f"process-{runtime.rank:05d}.pt"))
+        if runtime.is_main:
+            job.student.model.save_pretrained(writer.student)
+            job.tokenizer.save_pretrained(writer.student)
+            torch.save(optimizer.state_dict(), writer.file("optimizer.pt"))
+            writer.file("trainer.json").write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
+        runtime.barrier()
+        if runtime.is_main:
+            writer.commit()
     if runtime.is_main:
-        writer.begin()
-    runtime.barrier()
-    torch.save(_process_state(job), writer.file(f"process-{runtime.rank:05d}.pt"))
-    if runtime.is_main:
-        job.student.model.save_pretrained(writer.student)
-        job.tokenizer.save_pretrained(writer.student)
-        torch.save(optimizer.state_dict(), writer.file("optimizer.pt"))
-        writer.file("trainer.json").write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
-    runtime.barrier()
-    if runtime.is_main:
-        writer.commit()
         if state.best_step is not None:
             checkpoint.mark_best(folder, state.best_step)
         checkpoint.prune(folder, job.stage.checkpoint.keep_last, state.best_step)

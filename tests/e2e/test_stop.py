@@ -143,6 +143,26 @@ def test_a_best_checkpoint_that_was_damaged_is_not_exported(workspace: Path, mon
     assert not run.student.exists()
 
 
+def test_a_full_disk_leaves_the_checkpoint_before_and_nothing_half_written(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = potstill.train("kd", **SMALL, run="whole")
+    save = torch.save
+
+    def no_room(content: Any, file: Path) -> None:
+        if "step-000006" in str(file):
+            raise OSError(28, "No space left on device")
+        save(content, file)
+
+    monkeypatch.setattr(torch, "save", no_room)
+    with pytest.raises(CheckpointError, match=r"step-000006 could not be written: .*No space left.*\n  fix: make room"):
+        potstill.train("kd", **SMALL, run="full")
+    run = Run(Path("runs/full"))
+    assert sorted(p.name for p in run.checkpoints.iterdir()) == ["best", "step-000003"]
+    monkeypatch.setattr(torch, "save", save)
+    assert sha(potstill.resume(run)) == sha(whole)
+
+
 def test_other_settings_are_refused_with_what_differs(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = interrupted(workspace, monkeypatch, at_step=5)
     run.recipe_file.write_text(run.recipe_file.read_text().replace("steps: 8", "steps: 9"))
