@@ -77,10 +77,10 @@ def run(recipe: schema.Recipe, run: Run, *, allow_remote_code: bool = False) -> 
     """
     with listening() as stop:
         bench = set_up(recipe, run, stop, allow_remote_code)
-        _measure_teacher(bench)
         for training in _trainings(bench):
             resume_from = checkpoint.newest(training.run.checkpoints, _say)
             student = _student(bench, training, resume_from)
+            _measure_teacher(bench)  # not before there is a student: one that cannot be made is refused first
             _measure_untouched(bench, training, student, resume_from)
             state = fit(_job(bench, training, student), resume_from)
             _finish(bench, training, state, student.stored_dtype)

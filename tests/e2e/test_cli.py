@@ -223,6 +223,11 @@ MISTAKES = {
 }
 
 
+def test_a_student_that_cannot_be_made_is_refused_before_anything_is_measured(call: Run) -> None:
+    _, _, err = call(*TRAIN, "student.keep_layers=9")
+    assert "measuring" not in err
+
+
 @pytest.mark.parametrize(("arguments", "what"), MISTAKES.values(), ids=MISTAKES.keys())
 def test_a_users_mistake_is_one_clear_message(call: Run, arguments: list[str], what: str) -> None:
     import torch
