@@ -158,6 +158,7 @@ def _job(bench: Bench, training: Training, student: Student) -> Job:
         streams=assembly.build_streams(stage, bench.data, bench.teaching, bench.recipe.seed, pad_id),
         validate=validate,
         examples_per_epoch=len(bench.data.train),
+        seed=bench.recipe.seed,
         stop=bench.stop,
         label={"student_after": bench.recipe.method, "equal_time_sft": "equal-time sft"}[training.label],
     )

@@ -19,6 +19,7 @@ class Causal(nn.Module):
         super().__init__()
         self.model = model
         self.vocab_size = vocab_size or model.get_output_embeddings().weight.shape[0]
+        self.train(model.training)
 
     def forward(self, batch: Batch) -> Float[Tensor, "batch response hidden"]:
         """The states that predict each response token; what stands at padding is arbitrary but finite.

@@ -57,6 +57,7 @@ class Job:
     streams: Sequence[LiveStream]
     validate: Callable[[], dict[str, float]]
     examples_per_epoch: int
+    seed: int
     stop: StopRequest
     label: str
 
@@ -205,6 +206,7 @@ def _restore(job: Job, optimizer: torch.optim.Optimizer, resume_from: Checkpoint
     """The state to go on from. The student itself was loaded from the checkpoint by whoever built it."""
     fresh = State(world_size=job.runtime.world_size, settings=job.stage.model_dump(mode="json"))
     if resume_from is None:
+        torch.manual_seed(job.seed + job.runtime.rank)  # of dropout; the order of the data has a seed of its own
         return fresh
     state = State(**resume_from.read_json("trainer.json"))
     _check_settings(resume_from, state, fresh)

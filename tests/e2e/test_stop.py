@@ -98,6 +98,13 @@ def test_resumed_is_bitwise_the_uninterrupted_run(
     assert timeless[0] == timeless[1]
 
 
+def test_dropout_goes_on_with_the_same_draws(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (workspace / "teacher").unlink()
+    tiny.save(tiny.gpt2(1, layers=4, dropout=0.3), workspace / "teacher")
+    whole = potstill.train("kd", **SMALL, run="whole")
+    assert sha(potstill.resume(interrupted(workspace, monkeypatch, at_step=5))) == sha(whole)
+
+
 @pytest.mark.parametrize("damage", ["flip", "remove"])
 @pytest.mark.parametrize("name", ["student/model.safetensors", "state/optimizer.pt", "state/process-00000.pt"])
 def test_a_damaged_checkpoint_is_passed_over_and_said_so(

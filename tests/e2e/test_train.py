@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,8 @@ def test_a_run_leaves_what_the_run_folder_promises(workspace: Path) -> None:
     assert (run.student / "README.md").is_file()
     samples = run.samples()
     assert set(samples[0]["outputs"]) == {"teacher", "student_before", "student_after", "equal_time_sft"}
+    assert run.metrics()[0]["step"] == 0
+    assert "validation/forward_kl_nats" in run.metrics()[0]
     cost = run.read("cost")
     assert cost["baseline_training_s"] >= cost["training_s"] > 0
 
@@ -125,6 +128,41 @@ def test_bfloat16_keeps_float32_weights_and_stays_close(workspace: Path) -> None
     torch.testing.assert_close(losses(fast), losses(exact), rtol=2e-2, atol=1e-2)
     saved = load_file(fast.checkpoints / "best" / "student" / "model.safetensors")
     assert {weight.dtype for weight in saved.values()} == {torch.float32}
+
+
+def test_dropout_is_on_in_the_student_while_it_learns_and_nowhere_else(workspace: Path) -> None:
+    (workspace / "teacher").unlink()
+    found = {}
+    for dropout in (0.0, 0.5):
+        tiny.save(tiny.gpt2(1, layers=4, dropout=dropout), workspace / f"teacher-{dropout}")
+        found[dropout] = train(teacher=f"teacher-{dropout}")
+    steady, noisy = found.values()
+    assert losses(noisy)[0] > losses(steady)[0]
+    measured = [run.read("eval/student_before")["forward_kl_nats"] for run in (steady, noisy)]
+    assert measured[0] == measured[1]
+    assert noisy.metrics()[0] == steady.metrics()[0]  # the validation before the first step
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "best"),
+    [
+        ("forward_kl_nats", [3.0, 1.0, 2.0], 6),
+        ("top1_agreement", [0.1, 0.3, 0.2], 6),
+        ("perplexity", [9.0, 8.0, 7.0], 8),
+    ],
+)
+def test_the_best_checkpoint_is_the_best_by_its_metric(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, metric: str, values: list[float], best: int
+) -> None:
+    """Validations after steps 3, 6 and 8 give these values; the one before the first step cannot be the best."""
+    answers = iter([0.0, *values] if metric != "top1_agreement" else [1.0, *values])
+    from potstill import stages
+
+    job = stages._job
+    monkeypatch.setattr(stages, "_job", lambda *a: replace(job(*a), validate=lambda: {metric: next(answers)}))
+    run = train(**{"checkpoint.best_by": metric})
+    assert run.read("cost")["best_step"] == best
+    assert (run.checkpoints / "best").resolve().name == f"step-{best:06d}"
 
 
 def test_sft_needs_no_teacher(workspace: Path) -> None:
