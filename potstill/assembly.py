@@ -11,15 +11,18 @@ import torch
 from potstill import recipe as schema
 from potstill.data.examples import Tokenised
 from potstill.data.prepare import Prepared
+from potstill.errors import ConfigError
 from potstill.models import pruning
 from potstill.models.families import Causal, check_projection
 from potstill.models.loading import config_of, load, load_tokenizer, output_rows
 from potstill.sources.dataset import DatasetSource, batches
 from potstill.teachers.align import SharedVocabulary, shared_vocabulary
-from potstill.teachers.local import LocalTeacher, Remembering
+from potstill.teachers.local import LocalTeacher, Remembering, SignalSource
+from potstill.teachers.sparse import SparseTeacher
 from potstill.training.checkpoint import Checkpoint
 from potstill.training.runtime import Runtime
 from potstill.training.step import LiveStream
+from potstill.training.terms import LiveTerm
 
 INFLUENCE_TOKENS = 1024
 
@@ -198,10 +201,24 @@ def build_streams(
         LiveStream(
             spec=spec,
             source=DatasetSource(data.train, seed=seed, pad_id=pad_id),
-            teacher=teaching.teacher if teaching and spec.signal != "none" else None,
+            teacher=_asked(teaching, spec.signal, seed),
+            terms=tuple(LiveTerm(spec.name, term) for term in spec.terms),
         )
         for spec in stage.streams
     ]
+
+
+def _asked(teaching: Teaching | None, signal: schema.AnySignal, seed: int) -> SignalSource | None:
+    """The teacher as a stream asks it."""
+    if teaching is None or signal.name == "none":
+        return None
+    if signal.name == "logits":
+        return teaching.teacher
+    if signal.name == "top_k" and signal.k > teaching.vocab_size:
+        raise ConfigError(
+            f"signal.k is {signal.k} and the vocabulary has {teaching.vocab_size} tokens", "set a smaller k"
+        )
+    return SparseTeacher(teaching.teacher, signal, seed)
 
 
 def equal_time_sft(stage: schema.Stage, seconds: float) -> schema.Stage:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -142,6 +143,41 @@ def doctor(
         print("\n".join(map(str, findings)))
     if any(finding.status == "bad" for finding in findings):
         raise typer.Exit(2)
+
+
+@app.command(
+    epilog="Examples:\n\n`potstill selftest`  the demo's pair of models\n\n"
+    "`potstill selftest teacher=models/big student=models/small data=rows.jsonl`\n\n"
+    "`potstill selftest divergence=skew_forward_kl weighting=top_fraction`  the loss you are about to train on\n\n"
+    "`potstill selftest recipe.yaml`"
+)
+def selftest(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[METHOD|RECIPE.yaml] [KEY=VALUE]...", help="A recipe (or kd) and its settings."),
+    ] = None,
+    format: FormatOption = Format.human,
+    allow_remote_code: RemoteCode = False,
+) -> None:
+    """Try on your own models what every distillation loss must obey, and how good each approximation is."""
+    from potstill.checks.selftest import selftest as run_checks
+    from potstill.recipe_io import parse_overrides
+    from potstill.recipes import METHODS
+
+    words = overrides or []
+    target = words.pop(0) if words and "=" not in words[0] else "kd"
+    checks = []
+    for check in run_checks(target, parse_overrides(words), METHODS, allow_remote_code):
+        checks.append(check)
+        if format is Format.human:
+            print(check, flush=True)
+    failed = [check for check in checks if not check.passed]
+    if format is Format.json:
+        print(json.dumps([asdict(check) | {"passed": check.passed} for check in checks], indent=2))
+    else:
+        print(f"{len(failed)} of {len(checks)} failed" if failed else f"all {len(checks)} hold")
+    if failed:
+        raise typer.Exit(1)
 
 
 @recipes_app.command("ls")

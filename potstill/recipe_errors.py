@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -73,9 +74,13 @@ def unwrap(hint: Any) -> tuple[Any, list[Any]]:
 
 
 def members(hint: Any) -> list[Any]:
-    """The alternatives of a union; of anything else, itself."""
+    """The alternatives of a union, and of unions inside it; of anything else, itself."""
+    return [inner for part in _parts(hint) for inner in members(part)] or [hint]
+
+
+def _parts(hint: Any) -> tuple[Any, ...]:
     core, _ = unwrap(hint)
-    return list(get_args(core)) if get_origin(core) in (Union, UnionType) else [hint]
+    return get_args(core) if get_origin(core) in (Union, UnionType) else ()
 
 
 def sections(hint: Any) -> list[type[Section]]:
@@ -85,8 +90,10 @@ def sections(hint: Any) -> list[type[Section]]:
 
 def tag_key(hint: Any) -> str | None:
     """The key that chooses between several kinds of section: ``kind`` of a student, ``name`` of an objective."""
-    notes = unwrap(hint)[1]
-    return next((str(note.discriminator) for note in notes if isinstance(note, FieldInfo) and note.discriminator), None)
+    for note in unwrap(hint)[1]:
+        if isinstance(note, FieldInfo) and note.discriminator:
+            return str(note.discriminator)
+    return next((key for part in _parts(hint) if (key := tag_key(part))), None)
 
 
 def variants(hint: Any) -> dict[str, type[Section]]:
@@ -99,7 +106,10 @@ def longhand(hint: Any, value: Any) -> Any:
     """A value as the schema's own short forms spell it out: ``forward_kl`` is ``{name: forward_kl}``."""
     for note in unwrap(hint)[1]:
         if isinstance(note, BeforeValidator):
-            value = note.func(value)  # type: ignore[call-arg]  # ours take the value alone
+            with suppress(ValueError):  # refused: validating it will say so
+                value = note.func(value)  # type: ignore[call-arg]  # ours take the value alone
+    for part in _parts(hint):
+        value = longhand(part, value)
     return value
 
 
@@ -144,9 +154,17 @@ def locate(root: type[Section], loc: Iterable[str | int]) -> Located:
     for part in loc:
         if kind := variants(at.hint).get(str(part)):
             at = Located(at.path, kind, at.outer)
+        elif _mixes(at.hint):  # the name of a type, where a section may stand in the place of a number
+            continue
         elif (inner := child(at.hint, part)) is not None:
             at = Located((*at.path, part), inner, at.hint)
     return at
+
+
+def _mixes(hint: Any) -> bool:
+    """Sections and plain values are alternatives here."""
+    plain = [member for member in members(hint) if member is not NoneType and not sections(member)]
+    return bool(plain and sections(hint))
 
 
 def issues(error: ValidationError, root: type[Section], parameters: Sequence[str] = ()) -> Iterator[Issue]:
@@ -158,13 +176,15 @@ def issues(error: ValidationError, root: type[Section], parameters: Sequence[str
         parameters: the method's, for suggestions.
     """
     found = [(detail, locate(root, detail["loc"])) for detail in error.errors(include_url=False)]
-    done: set[KeyPath] = set()
+    best: dict[KeyPath, ErrorDetails] = {}
     for detail, at in found:
         # A list with a bad item is called too short, and each member of a union complains: the item says it best.
         hidden = any(_is_inside(other.path, at.path) for _, other in found)
-        if not hidden and at.path not in done:
+        if not hidden and (at.path not in best or detail["type"] == "value_error"):  # our own words say it better
+            best[at.path] = detail
+    for detail, at in found:
+        if best.get(at.path) is detail:
             yield _issue(detail, at, parameters)
-            done.add(at.path)
 
 
 def _is_inside(path: KeyPath, outer: KeyPath) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -120,11 +120,17 @@ def _from_method(name: str, methods: Methods, layers: list[Layer], label: str) -
     draft.issues += [issue for layer in layers for issue in layer.issues]
     given: dict[str, Any] = {}
     for layer in layers:
-        for key in [key for key in layer.values if key in schema.model_fields]:
-            given[key] = layer.values.pop(key)
-            _claim(draft, layer, (key,), (key,), given[key], short=False)
+        for key in _outer_first(key for key in layer.values if key.split(".")[0] in schema.model_fields):
+            path, value = tuple(key.split(".")), layer.values.pop(key)
+            _claim(draft, layer, (key,), path, value, short=False)
+            given = _merged(draft, schema, given, path, value, ())
     draft.values = plain(_called(methods[name], schema, given, draft))
     return draft
+
+
+def _outer_first(keys: Iterable[str]) -> list[str]:
+    """Keys in an order in which the one that chooses a section's kind comes before those inside it."""
+    return sorted(keys, key=lambda key: (key.count("."), not key.endswith((".name", ".kind"))))
 
 
 @cache

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -52,18 +53,27 @@ class Batch:
 
 @dataclass(frozen=True)
 class Head:
-    """What turns the hidden state before a token into the logits of that token.
+    """What turns the hidden state before a token into the logits of that token: a matrix, and what a family adds.
 
-    ``parameters`` are the tensors whose gradient a loss on these logits must reach. ``vocab_size`` cuts padded
-    embedding rows, so that a student and a teacher of one tokenizer always meet at the same size.
+    ``transform`` is what the family does to each logit by itself (soft cap, scale). ``vocab_size`` cuts padded rows of
+    the embedding, so that a student and a teacher of one tokenizer always meet at the same size.
     """
 
-    project: Callable[[Float[Tensor, "*pos hidden"]], Float[Tensor, "*pos rows"]]
-    parameters: tuple[nn.Parameter, ...]
+    weight: Float[Tensor, "rows hidden"]
+    bias: Float[Tensor, " rows"] | None
+    transform: Callable[[Float[Tensor, "*pos vocab"]], Float[Tensor, "*pos vocab"]] | None
     vocab_size: int
 
+    def linear(self, hidden: Float[Tensor, "*pos hidden"]) -> Float[Tensor, "*pos vocab"]:
+        """The logits before ``transform``."""
+        bias = None if self.bias is None else self.bias[: self.vocab_size]
+        return F.linear(hidden, self.weight[: self.vocab_size], bias)
+
+    def logits(self, linear: Float[Tensor, "*pos vocab"]) -> Float[Tensor, "*pos vocab"]:
+        return linear if self.transform is None else self.transform(linear)
+
     def __call__(self, hidden: Float[Tensor, "*pos hidden"]) -> Float[Tensor, "*pos vocab"]:
-        return self.project(hidden)[..., : self.vocab_size]
+        return self.logits(self.linear(hidden))
 
 
 @dataclass(frozen=True)
@@ -78,10 +88,48 @@ class StudentOutput:
 class Live:
     """Full logits of a teacher, as the hidden states that enter its head, and that head. Constant: no gradient."""
 
-    hidden: Float[Tensor, "batch response hidden"]
+    hidden: Float[Tensor, "*pos hidden"]
     head: Head
 
+    def __getitem__(self, at: Any) -> Live:
+        return Live(self.hidden[at], self.head)
 
-# What a teacher says about a batch. Sparse, sampled and inner-layer signals join this union with the teachers that
-# give them; ``None`` is the signal of a stream without a teacher.
-TeacherSignal: TypeAlias = Live
+
+@dataclass(frozen=True)
+class TopK:
+    """Some tokens' log-probabilities under the teacher, and the mass of all the others. Constant: no gradient.
+
+    Nothing is renormalised: exp(log_probs) and exp(log_tail_mass) add up to 1. The ids may be the teacher's most
+    likely tokens or any other choice, the student's for instance; no id stands twice at one position.
+    ``temperature`` is the one the log-probabilities were taken at: without the other logits there is no changing it.
+    """
+
+    ids: Int[Tensor, "*pos topk"]
+    log_probs: Float[Tensor, "*pos topk"]
+    log_tail_mass: Float[Tensor, "*pos"]
+    temperature: float = 1.0
+
+    def __getitem__(self, at: Any) -> TopK:
+        return TopK(self.ids[at], self.log_probs[at], self.log_tail_mass[at], self.temperature)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Tokens drawn from the teacher, as weights whose expectation is its distribution (RS-KD). Constant: no gradient.
+
+    ``weights`` are count / number of draws where the tokens were drawn from the teacher itself, and
+    count * p / (draws * r) where they were drawn from r; tokens that pad a row have weight 0.
+    """
+
+    ids: Int[Tensor, "*pos draws"]
+    weights: Float[Tensor, "*pos draws"]
+    temperature: float = 1.0
+
+    def __getitem__(self, at: Any) -> Sampled:
+        return Sampled(self.ids[at], self.weights[at], self.temperature)
+
+
+# What a teacher says about a batch, ``[batch, response]``; ``None`` is the signal of a stream without a teacher.
+TeacherSignal: TypeAlias = Live | TopK | Sampled
+# What a divergence takes for a teacher.
+TeacherLogits: TypeAlias = Tensor | TopK | Sampled

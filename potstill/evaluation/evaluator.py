@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from potstill.evaluation.metrics.statistics import mean_and_error
 from potstill.models.families import Causal
 from potstill.objectives import cross_entropy
 from potstill.objectives.chunked import Chunk, select
-from potstill.objectives.divergences import kl_between, log_probs
+from potstill.objectives.distributions import kl_between, log_probs
 from potstill.teachers.local import LocalTeacher, Remembering
-from potstill.types import Batch, StudentOutput
+from potstill.types import Batch, Head, StudentOutput
 
 COMPARED = ("forward_kl_nats", "reverse_kl_nats", "top1_agreement", "acceptance_rate")
 
@@ -45,9 +47,8 @@ def measure(student: Causal, teacher: LocalTeacher | Remembering | None, batches
             output = StudentOutput(signal.hidden, signal.head) if own and signal else student.output(placed)
             positions = select(output, signal, placed, mask)
             example_sums = torch.zeros(len(batch), 1 + len(COMPARED) * (teacher is not None), dtype=torch.float64)
-            for at in positions.slices():
-                figures = _figures(positions.chunk(at, positions.hidden[at])).double().cpu()
-                example_sums.index_add_(0, positions.rows[at].cpu(), figures)
+            for _, chunk in positions.chunks():
+                example_sums.index_add_(0, chunk.places[0].cpu(), _figures(chunk).double().cpu())
             sums.append(example_sums)
             counts.append(batch.response_mask.sum(1))
     return _summary(torch.cat(sums), torch.cat(counts), compared=teacher is not None)
@@ -56,8 +57,8 @@ def measure(student: Causal, teacher: LocalTeacher | Remembering | None, batches
 def _figures(chunk: Chunk) -> Tensor:
     """[chunk, figures]: the negative log-likelihood, then COMPARED where there is a teacher."""
     figures = [cross_entropy(chunk.student_logits, chunk.target_ids)]
-    if chunk.teacher_logits is not None:
-        log_q, log_p = log_probs(chunk.student_logits), log_probs(chunk.teacher_logits)
+    if isinstance(chunk.teacher, Tensor):
+        log_q, log_p = log_probs(chunk.student_logits), log_probs(chunk.teacher)
         figures.append(kl_between(log_p, log_q))
         figures.append(kl_between(log_q, log_p))
         figures.append((log_p.argmax(-1) == log_q.argmax(-1)).float())
@@ -75,6 +76,16 @@ def _summary(sums: Tensor, counts: Tensor, *, compared: bool) -> dict[str, float
     means["perplexity"] = math.exp(min(nll, 700.0))
     means["perplexity_stderr"] = means["perplexity"] * error  # delta method: d exp(x) = exp(x) dx
     return means | {"num_examples": len(counts), "num_tokens": int(counts.sum())}
+
+
+@torch.no_grad()
+def mass_outside(hidden: Float[Tensor, "pos hidden"], head: Head) -> Float[Tensor, " pos"]:
+    """The probability a model gives to rows of its head beyond the vocabulary that is compared; 0 where it has none."""
+    if head.weight.shape[0] == head.vocab_size:
+        return torch.zeros(len(hidden), device=hidden.device)
+    whole = replace(head, vocab_size=head.weight.shape[0])
+    parts = [whole(part).float() for part in hidden.split(64)]
+    return torch.cat([part.softmax(-1)[:, head.vocab_size :].sum(-1) for part in parts])
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,7 +38,12 @@ class Causal(nn.Module):
     def head(self) -> Head:
         """The output embedding with whatever the family does to its logits (soft cap, scale)."""
         embedding = self.model.get_output_embeddings()
-        return Head(_projection(embedding, self.model.config), tuple(embedding.parameters()), self.vocab_size)
+        if not isinstance(embedding, nn.Linear):
+            raise ModelError(
+                f"the output embedding is a {type(embedding).__name__}, not a matrix",
+                "load the model without quantisation or adapters on its output embedding",
+            )
+        return Head(embedding.weight, embedding.bias, _transform(self.model.config), self.vocab_size)
 
     def output(self, batch: Batch) -> StudentOutput:
         return StudentOutput(self(batch), self.head)
@@ -57,18 +63,18 @@ def left_aligned(batch: Batch) -> tuple[Int[Tensor, "batch tokens"], Int[Tensor,
     return ids.gather(1, at), batch.prompt_mask.sum(1)
 
 
-def _projection(embedding: nn.Module, config: Any) -> Any:
-    """hidden -> logits, as the family's own forward computes them."""
+def _transform(config: Any) -> Callable[[Tensor], Tensor] | None:
+    """What the family's own forward does to the logits after the matrix; None where nothing."""
     softcap = getattr(config, "final_logit_softcapping", None)
     scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
     if softcap is None and scale == 1:
-        return embedding
+        return None
 
-    def project(hidden: Tensor) -> Tensor:
-        logits = embedding(hidden) * scale
-        return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    def transform(logits: Tensor) -> Tensor:
+        scaled = logits * scale
+        return scaled if softcap is None else softcap * torch.tanh(scaled / softcap)
 
-    return project
+    return transform
 
 
 @torch.no_grad()

@@ -1,23 +1,31 @@
-"""The one evaluator of terms: logits exist for one chunk of positions at a time, and never for a whole response.
+"""The one evaluator of terms: logits exist for one chunk of positions at a time, and never for a whole batch.
 
 Only positions that carry weight reach the heads. Each head is applied once per chunk however many terms there are, and
 each chunk's gradient is taken as it goes, so memory does not grow with ``response x vocab``. The result is an ordinary
 scalar: ``total.backward()`` sends the gradients on, through any wrapper (DDP, autocast, gradient accumulation).
+
+A chunk is what one matrix product gets; the objectives see it in blocks that stay in a processor's cache, which halves
+the time of everything between the products.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from potstill.types import Batch, Head, StudentOutput, TeacherSignal
+from potstill.types import Batch, Head, Live, StudentOutput, TeacherLogits, TeacherSignal
 
-ELEMENTS_PER_CHUNK = 2**23  # of logits: 170 positions at a vocabulary of 49,152, 32 MiB in float32
+if TYPE_CHECKING:
+    from potstill.recipe.objectives import Reads
+
+MIN_CHUNK = 128  # positions in a matrix product: fewer leave it waiting for the weights
+GPU_CHUNK = 1024
+CPU_BLOCK = 2**18  # logits an objective sees at once: 1 MiB in float32, about a core's second-level cache
 
 
 @dataclass(frozen=True)
@@ -29,55 +37,103 @@ class BoundTerm:
     """
 
     name: str
-    objective: Callable[[Tensor, Tensor], Tensor]
-    compares: bool  # with the teacher's logits; otherwise with the response's own tokens
+    objective: Callable[..., Tensor]
+    reads: Reads
     coefficient: float
     scale: Float[Tensor, "batch response"]
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A few positions, with the logits of both models."""
+    """A few positions, with what both models say there. ``places`` are their rows and columns in the batch."""
 
     student_logits: Float[Tensor, "chunk vocab"]
-    teacher_logits: Float[Tensor, "chunk vocab"] | None
-    target_ids: Int[Tensor, " chunk"]
+    teacher: TeacherLogits | None
+    places: tuple[Int[Tensor, " chunk"], Int[Tensor, " chunk"]]
+    batch: Batch
+    embeddings: Float[Tensor, "vocab hidden"]
 
-    def reference(self, term: BoundTerm) -> Tensor:
-        """What the term's objective compares the student's logits with."""
-        if not term.compares:
-            return self.target_ids
-        if self.teacher_logits is None:
-            raise ValueError(f"{term.name} compares with a teacher, and this batch has no teacher signal")
-        return self.teacher_logits
+    @property
+    def target_ids(self) -> Int[Tensor, " chunk"]:
+        """The response's own tokens."""
+        return self.batch.response_ids[self.places]
+
+    def __getitem__(self, at: Tensor) -> Chunk:
+        teacher = None if self.teacher is None else self.teacher[at]
+        rows, columns = self.places
+        return Chunk(self.student_logits[at], teacher, (rows[at], columns[at]), self.batch, self.embeddings)
+
+    def arguments(self, term: BoundTerm) -> tuple[Any, ...]:
+        """What the term's objective is called with."""
+        match term.reads:
+            case "teacher":
+                if self.teacher is None:
+                    raise ValueError(f"{term.name} compares with a teacher, and this batch has no teacher signal")
+                return self.student_logits, self.teacher
+            case "tokens":
+                return self.student_logits, self.target_ids
+            case "student":
+                return (self.student_logits,)
+            case "earlier_tokens":
+                return self.student_logits, *self._earlier_tokens(), self.target_ids
+            case "response":
+                return self.student_logits, self.embeddings, torch.ones_like(self.target_ids, dtype=torch.bool)
+
+    def _earlier_tokens(self) -> tuple[Int[Tensor, "chunk response"], Bool[Tensor, "chunk response"]]:
+        rows, columns = self.places
+        ids, real = self.batch.response_ids[rows], self.batch.response_mask[rows]
+        return ids, real & (torch.arange(ids.shape[1], device=ids.device) < columns[:, None])
 
 
 @dataclass(frozen=True)
 class Positions:
-    """The selected positions of a batch, in a row: what the heads are applied to, a chunk at a time.
+    """The selected positions of a batch, in row order: what the heads are applied to, a chunk at a time.
 
-    ``rows`` says which example of the batch each position belongs to.
+    ``places`` are their rows and columns in the batch. ``by_response`` makes every chunk and block one whole response.
     """
 
     hidden: Float[Tensor, "pos hidden"]
     head: Head
-    teacher_hidden: Float[Tensor, "pos teacher_hidden"] | None
-    teacher_head: Head | None
-    target_ids: Int[Tensor, " pos"]
-    rows: Int[Tensor, " pos"]
+    teacher: TeacherSignal | None
+    places: tuple[Int[Tensor, " pos"], Int[Tensor, " pos"]]
+    batch: Batch
     chunk_size: int
+    by_response: bool
+
+    def chunks(self) -> Iterator[tuple[slice, Chunk]]:
+        """All positions, a cache's worth at a time, without gradient to either model."""
+        with torch.no_grad():
+            for at in self.slices():
+                linear, teacher = self.head.linear(self.hidden[at]), self.reference(at)
+                for block in self.blocks(at):
+                    yield within(at, block), self.chunk(linear[block], teacher, at, block)
 
     def slices(self) -> Iterator[slice]:
-        count = self.target_ids.shape[0]
-        return (slice(start, min(start + self.chunk_size, count)) for start in range(0, count, self.chunk_size))
+        """What one matrix product gets."""
+        if not self.by_response:
+            return _cut(self.hidden.shape[0], self.chunk_size)
+        ends = self.places[0].unique_consecutive(return_counts=True)[1].cumsum(0).tolist()
+        return (slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True))
 
-    def chunk(self, at: slice, hidden: Tensor) -> Chunk:
-        """Logits of the positions ``at``; the student's come from ``hidden``, its states there or a copy."""
-        teacher_logits = None
-        if self.teacher_hidden is not None and self.teacher_head is not None:
-            with torch.no_grad():
-                teacher_logits = self.teacher_head(self.teacher_hidden[at])
-        return Chunk(self.head(hidden), teacher_logits, self.target_ids[at])
+    def blocks(self, at: slice) -> Iterator[slice]:
+        """What an objective gets of a chunk; counted from the chunk's start."""
+        size = at.stop - at.start
+        return _cut(size, size if self.by_response else _block_size(self.head, self.hidden.device))
+
+    def reference(self, at: slice) -> TeacherLogits | None:
+        """What the teacher says of a chunk."""
+        if not isinstance(self.teacher, Live):
+            return None if self.teacher is None else self.teacher[at]
+        with torch.no_grad():
+            return self.teacher.head(self.teacher.hidden[at])
+
+    def chunk(self, linear: Tensor, teacher: TeacherLogits | None, at: slice, block: slice) -> Chunk:
+        """A block of a chunk, from its logits before the head's transform; gradient flows back to those."""
+        rows, columns = self.places
+        places = rows[within(at, block)], columns[within(at, block)]
+        told = None if teacher is None else teacher[block]
+        embeddings = self.head.weight[: self.head.vocab_size].detach()
+        return Chunk(self.head.logits(linear), told, places, self.batch, embeddings)
 
 
 def select(
@@ -86,16 +142,18 @@ def select(
     batch: Batch,
     mask: Bool[Tensor, "batch response"],
     chunk_size: int | None = None,
+    *,
+    by_response: bool = False,
 ) -> Positions:
     """The positions of a batch where ``mask`` is set, in row order."""
     return Positions(
         hidden=output.hidden[mask],
         head=output.head,
-        teacher_hidden=signal.hidden[mask] if signal else None,
-        teacher_head=signal.head if signal else None,
-        target_ids=batch.response_ids[mask],
-        rows=mask.nonzero()[:, 0],
-        chunk_size=chunk_size or max(1, ELEMENTS_PER_CHUNK // output.head.vocab_size),
+        teacher=None if signal is None else signal[mask],
+        places=mask.nonzero(as_tuple=True),  # type: ignore[arg-type]
+        batch=batch,
+        chunk_size=chunk_size or _chunk_size(output.hidden),
+        by_response=by_response,
     )
 
 
@@ -113,48 +171,125 @@ def evaluate_terms(
         signal: what the teacher says, where a term compares with it.
         batch: the tokens the states belong to.
         terms: the summands.
-        chunk_size: positions whose logits exist at once; from the vocabulary's size where unset.
+        chunk_size: positions whose logits exist at once; from the width of the model where unset.
     Returns: the total, differentiable; the values, for the log, constant. Both in at least float32.
     """
     mask = torch.stack([term.scale != 0 for term in terms]).any(0)
-    positions = select(output, signal, batch, mask, chunk_size)
-    trained = tuple(parameter for parameter in output.head.parameters if parameter.requires_grad)
-    return _GradientInForward.apply(terms, mask, positions, positions.hidden, *trained)
+    whole_responses = any(term.reads == "response" for term in terms)
+    positions = select(output, signal, batch, mask, chunk_size, by_response=whole_responses)
+    return _GradientInForward.apply(terms, mask, positions, positions.hidden, output.head.weight, output.head.bias)
 
 
 class _GradientInForward(torch.autograd.Function):
-    """total(hidden, *parameters) as a sum over chunks, whose gradient is computed with the value.
+    """total(hidden, weight, bias) as a sum over chunks, whose gradient is computed with the value.
 
-    Keeping ``[pos, hidden]`` and the parameters' gradients until backward is what saves keeping ``[pos, vocab]``.
+    Keeping ``[pos, hidden]`` and the head's gradients until backward is what saves keeping ``[pos, vocab]``.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, terms: Sequence[BoundTerm], mask: Tensor, positions: Positions, hidden: Tensor, *parameters: Tensor
+        ctx: Any,
+        terms: Sequence[BoundTerm],
+        mask: Tensor,
+        positions: Positions,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        wanted = any(ctx.needs_input_grad)
+        hidden_grad, weight_grad, bias_grad = (
+            torch.zeros_like(tensor) if tensor is not None and needed else None
+            for tensor, needed in zip((hidden, weight, bias), ctx.needs_input_grad[3:], strict=True)
+        )
+        shares = [_Share(term, term.scale[mask]) for term in terms]
         precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        scales = [term.scale[mask].to(precise) for term in terms]
-        values = torch.zeros(len(terms), dtype=precise, device=hidden.device)
-        hidden_grad = torch.zeros_like(hidden)
-        parameter_grads = [torch.zeros_like(parameter) for parameter in parameters]
+        values = hidden.new_zeros(len(terms), dtype=precise)
+        wanted, vocab = any(ctx.needs_input_grad), positions.head.vocab_size
         for at in positions.slices():
-            leaf = hidden[at].detach().requires_grad_(wanted)
-            total = values.new_zeros(())
-            with torch.set_grad_enabled(wanted):
-                chunk = positions.chunk(at, leaf)
-                for index, term in enumerate(terms):
-                    value = (term.objective(chunk.student_logits, chunk.reference(term)) * scales[index][at]).sum()
-                    values[index] += value.detach()
-                    total = total + term.coefficient * value
-            if wanted:
-                hidden_grad[at], *grads = torch.autograd.grad(total, (leaf, *parameters))
-                for accumulated, grad in zip(parameter_grads, grads, strict=True):
-                    accumulated += grad
-        ctx.save_for_backward(hidden_grad, *parameter_grads)
+            grad_logits = _add_chunk(values, shares, positions, at, wanted)
+            if hidden_grad is not None:
+                hidden_grad[at] = grad_logits @ weight[:vocab]
+            if weight_grad is not None:
+                _add_product(weight_grad[:vocab], grad_logits, hidden[at])
+            if bias_grad is not None:
+                bias_grad[:vocab] += grad_logits.sum(0)
+            del grad_logits  # before the next chunk's logits come
+        ctx.grads = (hidden_grad, weight_grad, bias_grad)
         ctx.mark_non_differentiable(values)
         return (values * values.new_tensor([term.coefficient for term in terms])).sum(), values
 
     @staticmethod
     def backward(ctx: Any, total_grad: Tensor, _values_grad: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, None, None, *(grad * total_grad.to(grad.dtype) for grad in ctx.saved_tensors))
+        # Scaled in place and handed over, not kept: the gradient of a large head need not exist twice.
+        grads, ctx.grads = ctx.grads, None
+        if grads is None:
+            raise RuntimeError("the gradient of evaluate_terms is handed over once: call backward once")
+        return (None, None, None, *(None if grad is None else grad.mul_(total_grad.to(grad.dtype)) for grad in grads))
+
+
+class _Share:
+    """A term and the positions it counts, among all that are selected."""
+
+    def __init__(self, term: BoundTerm, scale: Float[Tensor, " pos"]):
+        self.term = term
+        self._scale = scale
+        self._everywhere = bool((scale != 0).all())
+
+    def of(self, chunk: Chunk, at: slice) -> tuple[Tensor, tuple[Any, ...]]:
+        """The term's scales in a chunk and its objective's arguments.
+
+        Positions that only other terms count are left out: something infinite must not meet a scale of 0.
+        """
+        scale = self._scale[at]
+        if not self._everywhere:
+            kept = scale != 0
+            chunk, scale = chunk[kept], scale[kept]
+        return scale, chunk.arguments(self.term)
+
+
+def _add_chunk(values: Tensor, shares: Sequence[_Share], positions: Positions, at: slice, wanted: bool) -> Tensor:
+    """Add a chunk to the terms' values, and return the gradient of its logits (before the head's transform).
+
+    The gradient is written over the logits, block by block.
+    """
+    linear, teacher = positions.head.linear(positions.hidden[at].detach()), positions.reference(at)
+    for block in positions.blocks(at):
+        leaf = linear[block].detach().requires_grad_(wanted)
+        total = values.new_zeros(())
+        with torch.set_grad_enabled(wanted):
+            chunk = positions.chunk(leaf, teacher, at, block)
+            for index, share in enumerate(shares):
+                scale, arguments = share.of(chunk, within(at, block))
+                value = (share.term.objective(*arguments) * scale).sum()
+                values[index] += value.detach()
+                total = total + share.term.coefficient * value
+        if wanted:
+            linear[block] = torch.autograd.grad(total, leaf)[0]
+    return linear
+
+
+def within(at: slice, block: slice) -> slice:
+    """Where a block of a chunk is among all positions."""
+    return slice(at.start + block.start, at.start + block.stop)
+
+
+def _chunk_size(hidden: Tensor) -> int:
+    """Positions in a matrix product: enough for adding to the head's gradient, ``vocab x hidden``, to stay cheap, and
+    few enough for the logits of a chunk to stay small beside that gradient."""
+    return max(GPU_CHUNK if hidden.is_cuda else MIN_CHUNK, hidden.shape[-1] // 4)
+
+
+def _block_size(head: Head, device: torch.device) -> int:
+    """Positions that objectives get at once: all of a chunk on an accelerator, a cache's worth on a processor."""
+    return max(1, CPU_BLOCK // head.vocab_size) if device.type == "cpu" else 2**31
+
+
+def _cut(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def _add_product(into: Tensor, grad_logits: Tensor, hidden: Tensor) -> None:
+    """into += grad_logits^T hidden, without another matrix of that size where the types allow."""
+    if into.dtype == grad_logits.dtype == hidden.dtype:
+        into.addmm_(grad_logits.T, hidden)
+    else:
+        into += grad_logits.T @ hidden

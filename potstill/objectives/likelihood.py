@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from potstill.errors import ConfigError
-from potstill.objectives.divergences import log_probs
+from potstill.objectives.distributions import log_probs
 
 
 def cross_entropy(

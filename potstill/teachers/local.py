@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 
 from potstill.models.families import Causal
-from potstill.types import Batch, Live
+from potstill.types import Batch, Live, TeacherSignal
+
+
+class SignalSource(Protocol):
+    """Whoever says what a teacher thinks of a batch."""
+
+    def signal(self, batch: Batch) -> TeacherSignal: ...
 
 
 class LocalTeacher:

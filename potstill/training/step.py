@@ -5,28 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from potstill import objectives, recipe, weighting
+from potstill import recipe, weighting
 from potstill.errors import NumericsError
+from potstill.evaluation.evaluator import evaluating
 from potstill.models.families import Causal
-from potstill.objectives.chunked import BoundTerm, evaluate_terms, select
+from potstill.objectives.chunked import BoundTerm, Chunk, evaluate_terms, select
 from potstill.sources.dataset import DatasetSource
-from potstill.teachers.local import LocalTeacher
+from potstill.teachers.local import SignalSource
 from potstill.training.runtime import Runtime
-from potstill.types import Batch, StudentOutput
+from potstill.training.terms import LiveTerm
+from potstill.types import Batch, StudentOutput, TeacherSignal
 
 
 @dataclass(frozen=True)
 class LiveStream:
-    """A stream of the recipe with its source and its teacher (None where its signal is none)."""
+    """A stream of the recipe with its source, its terms, and its teacher (None where its signal is none)."""
 
     spec: recipe.Stream
     source: DatasetSource
-    teacher: LocalTeacher | None
+    teacher: SignalSource | None
+    terms: tuple[LiveTerm, ...]
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,18 @@ class StepResult:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One forward's worth of a stream, with the weights of each term."""
+    """One forward's worth of a stream, with the weights of each term; the signal where weighing needed it."""
 
     stream: LiveStream
     batch: Batch
     weights: tuple[Tensor, ...]  # of each term, [batch, response]
+    signal: TeacherSignal | None
+
+    def ask(self) -> TeacherSignal | None:
+        """What the teacher says about the batch."""
+        if self.signal is not None or self.stream.teacher is None:
+            return self.signal
+        return self.stream.teacher.signal(self.batch)
 
 
 def train_step(
@@ -57,86 +66,92 @@ def train_step(
     batching: recipe.Batching,
     max_grad_norm: float,
     runtime: Runtime,
+    progress: float,
 ) -> StepResult:
     """Draw a global batch of every stream and take one optimiser step on the sum of their terms.
 
     Args:
         student: the model that learns.
         wrapped: the same behind the runtime's wrapper, which exchanges gradients.
-        streams: what is drawn and computed; their sources move on by one batch.
+        streams: what is drawn and computed; their sources move on by one batch, their schedules by one step.
         batching: global and micro-batch sizes.
         max_grad_norm: the gradient's global norm is clipped to it.
+        progress: share of the budget spent, for the schedules.
     Raises: NumericsError, before the update, where a value, the gradient or a teacher logit is not finite.
     """
-    micro_batches = [micro for stream in streams for micro in _draw(stream, batching, runtime)]
-    denominators = _denominators(micro_batches, runtime)
+    micro_batches = [micro for stream in streams for micro in _draw(stream, student, batching, runtime)]
+    divide_by = denominators(micro_batches, runtime)
     optimizer.zero_grad(set_to_none=True)
     values = []
     for index, micro in enumerate(micro_batches):
-        batch = micro.batch.to(runtime.device)
         with runtime.autocast(), runtime.accumulating(wrapped, last=index == len(micro_batches) - 1):
-            signal = micro.stream.teacher.signal(batch) if micro.stream.teacher else None
-            output = StudentOutput(wrapped(batch), student.head)
-            total, term_values = evaluate_terms(output, signal, batch, _bound(micro, denominators, runtime))
+            signal = micro.ask()
+            output = StudentOutput(wrapped(micro.batch), student.head)
+            terms = bound(micro, divide_by, runtime, progress)
+            total, term_values = evaluate_terms(output, signal, micro.batch, terms)
             # The wrapper averages over processes; every term is already a share of a global mean, so undo it.
             (total * runtime.world_size).backward()
         values.append(term_values)
-    result = _reduce(micro_batches, values, runtime)
+    result = _reduce(micro_batches, values, runtime, progress)
     if not all(math.isfinite(value) for value in result.values.values()):
-        raise _blame(student, micro_batches, denominators, runtime)
+        raise _blame(student, micro_batches, divide_by, runtime, progress)
     result = replace(result, grad_norm=_clip(student, max_grad_norm))
     optimizer.step()
+    for term in (term for stream in streams for term in stream.terms):
+        term.observe(result.values[term.key], progress)
     return result
 
 
-def _draw(stream: LiveStream, batching: recipe.Batching, runtime: Runtime) -> list[MicroBatch]:
+def _draw(stream: LiveStream, student: Causal, batching: recipe.Batching, runtime: Runtime) -> list[MicroBatch]:
     share = batching.size // runtime.world_size
     micro_size = min(share, 8) if batching.micro_size == "auto" else batching.micro_size
     drawn = stream.source.next(batching.size, micro_size, runtime.rank, runtime.world_size)
-    return [
-        MicroBatch(stream, batch, tuple(weighting.weights(term, batch) for term in stream.spec.terms))
-        for batch in drawn
-    ]
+    return [weighed(stream, batch.to(runtime.device), student, runtime) for batch in drawn]
 
 
-def term_key(stream: recipe.Stream, term: recipe.Term) -> str:
-    return f"{stream.name}/{term.objective.name}"
+def weighed(stream: LiveStream, batch: Batch, student: Causal, runtime: Runtime) -> MicroBatch:
+    """A batch with the weights of its tokens; where they go by a score, both models look at it first."""
+    needed = {score for term in stream.terms if (score := term.spec.weighting.score)}
+    signal: TeacherSignal | None = None
+    scores: dict[recipe.Score, Tensor] = {}
+    if needed:
+        with torch.no_grad(), runtime.autocast(), evaluating(student):
+            signal = stream.teacher.signal(batch) if stream.teacher else None
+            output = student.output(batch)
+            scores = {score: weighting.scores(score, output, signal, batch) for score in needed}
+    specs = (term.spec.weighting for term in stream.terms)
+    weights = tuple(weighting.weights(spec, batch, scores[spec.score] if spec.score else None) for spec in specs)
+    return MicroBatch(stream, batch, weights, signal)
 
 
-def _denominators(micro_batches: Sequence[MicroBatch], runtime: Runtime) -> dict[str, float]:
+def denominators(micro_batches: Sequence[MicroBatch], runtime: Runtime) -> dict[str, float]:
     """What each term divides by, over all micro-batches and processes: known before any gradient is taken."""
     own: dict[str, float] = {}
     for micro in micro_batches:
-        for term, weight in zip(micro.stream.spec.terms, micro.weights, strict=True):
-            key = term_key(micro.stream.spec, term)
-            own[key] = own.get(key, 0.0) + weighting.denominator(term, weight)
+        for term, weight in zip(micro.stream.terms, micro.weights, strict=True):
+            own[term.key] = own.get(term.key, 0.0) + weighting.denominator(term.spec, weight)
     return dict(zip(own, runtime.sum(list(own.values())), strict=True))
 
 
-def _bound(micro: MicroBatch, denominators: dict[str, float], runtime: Runtime) -> list[BoundTerm]:
-    bound = []
-    for term, weight in zip(micro.stream.spec.terms, micro.weights, strict=True):
-        key = term_key(micro.stream.spec, term)
-        scale = weighting.scales(term, weight, denominators[key]).to(runtime.student_dtype).to(runtime.device)
-        bound.append(BoundTerm(key, _objective(term), term.needs_teacher, term.coefficient, scale))
-    return bound
+def bound(micro: MicroBatch, divide_by: dict[str, float], runtime: Runtime, progress: float) -> list[BoundTerm]:
+    """The terms as the evaluator takes them, for one micro-batch."""
+    terms = []
+    for term, weight in zip(micro.stream.terms, micro.weights, strict=True):
+        scale = weighting.scales(term.spec, weight, divide_by[term.key]).to(runtime.student_dtype)
+        terms.append(term.bound(scale, progress))
+    return terms
 
 
-def _objective(term: recipe.Term) -> partial[Tensor]:
-    """The function a term names, with its settings."""
-    settings = term.objective.model_dump(exclude={"name"})
-    return partial(getattr(objectives, term.objective.name), **settings)
-
-
-def _reduce(micro_batches: Sequence[MicroBatch], values: Sequence[Tensor], runtime: Runtime) -> StepResult:
+def _reduce(
+    micro_batches: Sequence[MicroBatch], values: Sequence[Tensor], runtime: Runtime, progress: float
+) -> StepResult:
     """The step's figures over all processes; the gradient norm is not known yet."""
     own: dict[str, float] = {}
     coefficients: dict[str, float] = {}
     for micro, term_values in zip(micro_batches, values, strict=True):
-        for term, value in zip(micro.stream.spec.terms, term_values.tolist(), strict=True):
-            key = term_key(micro.stream.spec, term)
-            own[key] = own.get(key, 0.0) + value
-            coefficients[key] = term.coefficient
+        for term, value in zip(micro.stream.terms, term_values.tolist(), strict=True):
+            own[term.key] = own.get(term.key, 0.0) + value
+            coefficients[term.key] = term.coefficient(progress)
     counts = [float(sum(micro.batch.num_response_tokens for micro in micro_batches))]
     counts.append(float(sum(micro.batch.num_tokens for micro in micro_batches)))
     *summed, response_tokens, tokens = runtime.sum([*own.values(), *counts])
@@ -165,24 +180,27 @@ def _clip(student: Causal, max_norm: float) -> float:
 
 @torch.no_grad()
 def _blame(
-    student: Causal, micro_batches: Sequence[MicroBatch], denominators: dict[str, float], runtime: Runtime
+    student: Causal,
+    micro_batches: Sequence[MicroBatch],
+    divide_by: dict[str, float],
+    runtime: Runtime,
+    progress: float,
 ) -> NumericsError:
     """Look again, position by position, for what was not finite: whose logits, which term, which examples."""
     for micro in micro_batches:
-        batch = micro.batch.to(runtime.device)
         with runtime.autocast():
-            signal = micro.stream.teacher.signal(batch) if micro.stream.teacher else None
-            positions = select(student.output(batch), signal, batch, batch.response_mask)
-            for at in positions.slices():
-                chunk = positions.chunk(at, positions.hidden[at])
-                for term in _bound(micro, denominators, runtime):
-                    bad = ~term.objective(chunk.student_logits, chunk.reference(term)).isfinite()
+            positions = select(student.output(micro.batch), micro.ask(), micro.batch, micro.batch.response_mask)
+            for _, chunk in positions.chunks():
+                for term in bound(micro, divide_by, runtime, progress):
+                    if term.reads == "response":
+                        continue  # of finite logits it is finite
+                    bad = ~term.objective(*chunk.arguments(term)).isfinite()
                     if not bad.any():
                         continue
-                    rows = sorted(set(positions.rows[at][bad].tolist()))
-                    whose = _whose_logits(chunk.student_logits[bad], chunk.teacher_logits, bad)
+                    rows = sorted(set(chunk.places[0][bad].tolist()))
+                    names = ", ".join(micro.batch.example_ids[row] for row in rows)
                     return NumericsError(
-                        f"{term.name} is not finite ({whose}) on {', '.join(batch.example_ids[row] for row in rows)}; "
+                        f"{term.name} is not finite ({_whose_logits(chunk[bad])}) on {names}; "
                         "the student was not updated",
                         "look at these examples; lower optimizer.learning_rate or use dtype=float32 if they are sound; "
                         "`potstill resume` goes on from the last checkpoint",
@@ -192,11 +210,9 @@ def _blame(
     )
 
 
-def _whose_logits(student_logits: Tensor, teacher_logits: Tensor | None, bad: Tensor) -> str:
-    if teacher_logits is not None and not teacher_logits[bad].isfinite().all():
+def _whose_logits(chunk: Chunk) -> str:
+    if isinstance(chunk.teacher, Tensor) and not chunk.teacher.isfinite().all():
         return "the teacher's logits are not finite"
-    return (
-        "the student's logits are not finite"
-        if not student_logits.isfinite().all()
-        else "both models' logits are finite"
-    )
+    if not chunk.student_logits.isfinite().all():
+        return "the student's logits are not finite"
+    return "both models' logits are finite"

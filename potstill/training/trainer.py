@@ -24,6 +24,7 @@ from potstill.training.metrics import MetricsLog, Progress
 from potstill.training.runtime import Runtime
 from potstill.training.signals import StopRequest
 from potstill.training.step import LiveStream, StepResult, train_step
+from potstill.training.terms import LiveTerm
 
 
 @dataclass
@@ -39,6 +40,7 @@ class State:
     best_value: float | None = None
     metrics_length: int = 0
     world_size: int = 1
+    schedules: dict[str, Any] = field(default_factory=dict)  # the state of each term's, by the term's key
     settings: dict[str, Any] = field(default_factory=dict)  # the stage as it was, to refuse another one's checkpoint
 
 
@@ -84,14 +86,16 @@ def fit(job: Job, resume_from: Checkpoint | None = None) -> State:
             _validate(job, state, log, progress)  # the untouched student: where the curves start
         while spent(job, state) < 1:
             begun = time.perf_counter()
-            rate = optim.set_learning_rate(optimizer, stage.optimizer, _mid_step(job, state))
+            at = _mid_step(job, state)
+            rate = optim.set_learning_rate(optimizer, stage.optimizer, at)
+            scheduled = {name: value for term in _terms(job) for name, value in term.settings(at).items()}
             result = train_step(
-                job.student, wrapped, optimizer, job.streams, stage.batch, stage.optimizer.max_grad_norm, runtime
+                job.student, wrapped, optimizer, job.streams, stage.batch, stage.optimizer.max_grad_norm, runtime, at
             )
             # One clock for all processes, because a budget may be in seconds.
             seconds = runtime.share(time.perf_counter() - begun)
             _advance(state, result, stage.batch.size, seconds)
-            log.write(_metrics_line(state, result, rate, seconds))
+            log.write(_metrics_line(state, result, rate, scheduled, seconds))
             progress.update(state.step, spent(job, state), result.loss, result.tokens / seconds, state.seconds)
 
             due = spent(job, state) >= 1 or state.step % stage.checkpoint.every == 0
@@ -142,11 +146,18 @@ def _advance(state: State, result: StepResult, batch_size: int, seconds: float) 
     state.seconds += seconds
 
 
-def _metrics_line(state: State, result: StepResult, rate: float, seconds: float) -> dict[str, Any]:
+def _terms(job: Job) -> Iterator[LiveTerm]:
+    return (term for stream in job.streams for term in stream.terms)
+
+
+def _metrics_line(
+    state: State, result: StepResult, rate: float, scheduled: dict[str, float], seconds: float
+) -> dict[str, Any]:
     return {
         "step": state.step,
         "train/loss": result.loss,
         **{f"train/{key}_nats": value for key, value in result.values.items()},
+        **{f"schedule/{name}": value for name, value in scheduled.items()},
         "optim/learning_rate": rate,
         "optim/grad_norm": result.grad_norm,
         "data/examples": state.examples,
@@ -175,6 +186,7 @@ def _save(job: Job, optimizer: torch.optim.Optimizer, state: State, log: Metrics
     """Write a checkpoint: the main process its student and optimizer, every process its own random and source state."""
     runtime, folder = job.runtime, job.run.checkpoints
     state.metrics_length = log.flush()
+    state.schedules = {term.key: term.state_dict() for term in _terms(job)}
     writer = checkpoint.Writer(folder, state.step)
     with checkpoint.cleaning_up(writer):
         if runtime.is_main:
@@ -217,6 +229,8 @@ def _restore(job: Job, optimizer: torch.optim.Optimizer, resume_from: Checkpoint
         torch.cuda.set_rng_state(process["cuda_rng"])
     for stream in job.streams:
         stream.source.load_state_dict(process["sources"][stream.spec.name])
+    for term in _terms(job):
+        term.load_state_dict(state.schedules[term.key])
     return state
 
 

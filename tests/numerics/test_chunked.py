@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,9 +13,11 @@ from torch import Tensor
 
 from potstill import objectives, weighting
 from potstill.models.families import Causal
+from potstill.objectives import chunked
 from potstill.objectives.chunked import BoundTerm, evaluate_terms
 from potstill.recipe import Term
-from potstill.types import Batch, Live
+from potstill.recipe.objectives import Reads
+from potstill.types import Batch, Head, Live, StudentOutput
 from tests import tiny
 
 OBJECTIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -31,9 +34,10 @@ LENGTHS = [(3, 9), (7, 1), (1, 14), (5, 6)]
 
 def bound(name: str, batch: Batch, coefficient: float = 1.0) -> BoundTerm:
     spec = Term.model_validate({"objective": "cross_entropy"})
-    weight = weighting.weights(spec, batch)
+    weight = weighting.uniform(batch.response_mask)
     scale = weighting.scales(spec, weight, weighting.denominator(spec, weight))
-    return BoundTerm(name, OBJECTIVES[name], name not in ("cross_entropy", "smoothed"), coefficient, scale)
+    reads: Reads = "tokens" if name in ("cross_entropy", "smoothed") else "teacher"
+    return BoundTerm(name, OBJECTIVES[name], reads, coefficient, scale)
 
 
 def reference(student: Causal, teacher: Causal, batch: Batch, terms: list[BoundTerm]) -> Tensor:
@@ -51,7 +55,7 @@ def reference(student: Causal, teacher: Causal, batch: Batch, terms: list[BoundT
         for term in terms:
             with torch.no_grad():
                 other = logits(teacher.model, row)
-            against = other if term.compares else batch.response_ids[row][mask]
+            against = other if term.reads == "teacher" else batch.response_ids[row][mask]
             total = (
                 total
                 + term.coefficient * (term.objective(logits(student.model, row), against) * term.scale[row][mask]).sum()
@@ -107,11 +111,16 @@ def test_several_terms_share_one_projection_and_add_up() -> None:
     batch = tiny.batch(LENGTHS)
     terms = [bound("forward_kl", batch, 0.3), bound("cross_entropy", batch, 0.7), bound("reverse_kl", batch, 0.0)]
     calls = []
+
+    class CountedHead(Head):
+        def linear(self, hidden: Tensor) -> Tensor:
+            calls.append(len(hidden))
+            return super().linear(hidden)
+
     output = student.output(batch)
-    head = output.head
-    counted = type(head)(lambda h: calls.append(len(h)) or head.project(h), head.parameters, head.vocab_size)  # type: ignore[func-returns-value]
+    counted = CountedHead(output.head.weight, None, None, output.head.vocab_size)
     total, values = evaluate_terms(
-        type(output)(output.hidden, counted), Live(teacher(batch), teacher.head), batch, terms, chunk_size=8
+        StudentOutput(output.hidden, counted), Live(teacher(batch), teacher.head), batch, terms, chunk_size=8
     )
     torch.testing.assert_close(total, reference(student, teacher, batch, terms), rtol=0, atol=1e-12)
     torch.testing.assert_close(total.detach(), 0.3 * values[0] + 0.7 * values[1], rtol=0, atol=1e-14)
@@ -182,3 +191,42 @@ def test_a_term_that_compares_needs_a_signal() -> None:
     batch = tiny.batch(LENGTHS)
     with pytest.raises(ValueError, match="forward_kl compares with a teacher"):
         evaluate_terms(student.output(batch), None, batch, [bound("forward_kl", batch)])
+
+
+def test_objectives_see_blocks_of_a_chunk_and_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    student, teacher = models(torch.float64, tied=True)
+    batch = tiny.batch(LENGTHS)
+    terms = [bound("forward_kl", batch)]
+    monkeypatch.setattr(chunked, "CPU_BLOCK", 3 * tiny.VOCAB)
+    seen = []
+    watched = replace(terms[0], objective=lambda s, t: seen.append(len(s)) or objectives.forward_kl(s, t))  # type: ignore[func-returns-value]
+    total, _ = evaluate_terms(student.output(batch), Live(teacher(batch), teacher.head), batch, [watched], 7)
+    torch.testing.assert_close(total, reference(student, teacher, batch, terms), rtol=0, atol=1e-12)
+    assert seen == [3, 3, 1] * 4 + [2]
+
+
+def test_a_position_that_only_another_term_counts_is_left_out() -> None:
+    """Something infinite there must not meet a scale of 0."""
+    student, _ = models(torch.float64, tied=True)
+    batch = tiny.batch([(3, 4)])
+    everywhere = bound("cross_entropy", batch)
+    scale = everywhere.scale.clone()
+    scale[0, 1] = 0
+    shunned = batch.response_ids[0, 1]
+    choosy = replace(
+        everywhere, scale=scale, objective=lambda s, ids: torch.where(ids == shunned, torch.inf, 1.0) * s.sum(-1)
+    )
+    total, values = evaluate_terms(student.output(batch), None, batch, [everywhere, choosy])
+    assert values.isfinite().all()
+    assert all(gradient.isfinite().all() for gradient in gradients(student, total).values())
+
+
+def test_the_gradient_is_handed_over_once() -> None:
+    student, teacher = models(torch.float64, tied=True)
+    batch = tiny.batch(LENGTHS)
+    total, _ = evaluate_terms(
+        student.output(batch), Live(teacher(batch), teacher.head), batch, [bound("forward_kl", batch)]
+    )
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="call backward once"):
+        total.backward()

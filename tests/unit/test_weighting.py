@@ -16,7 +16,7 @@ def scales(reduction: str, *, of: int = 1) -> torch.Tensor:
     """Scales of the batch above, as one of ``of`` equal micro-batches."""
     term = Term.model_validate({"objective": "cross_entropy", "reduction": reduction})
     batch = tiny.batch(LENGTHS, extra_right=2)
-    weight = weighting.weights(term, batch)
+    weight = weighting.weights(term.weighting, batch)
     return weighting.scales(term, weight, of * weighting.denominator(term, weight))
 
 
@@ -45,5 +45,5 @@ def test_padding_counts_nothing_and_denominators_are_global(reduction: str) -> N
 def test_a_global_batch_without_tokens_scales_to_zero_and_not_to_nan() -> None:
     term = Term.model_validate({"objective": "cross_entropy"})
     batch = tiny.batch([(3, 0)], extra_right=2)
-    weight = weighting.weights(term, batch)
+    weight = weighting.weights(term.weighting, batch)
     assert (weighting.scales(term, weight, 0.0) == 0).all()

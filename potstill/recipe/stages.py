@@ -1,144 +1,15 @@
-"""The schema of a run: Recipe > Stage > Stream > Term. Typed, frozen, unknown keys refused.
-
-    Recipe = ordered Stages
-    Stage  = student, teacher, data, optimizer, budget, and a SUM of Streams
-    Stream = source x teacher signal, plus weighted Terms
-    Term   = objective x token weighting x coefficient, with a reduction of its own
-
-A class default is the vetted setting; where it comes from stands beside it. Pairs that cannot work together are refused
-here, before anything is loaded. Reading recipes from files and overrides is ``recipe_io``'s job.
-"""
+"""Recipe = ordered Stages; Stage = student, teacher, data, optimizer, budget, and a sum of Streams."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-Count = Annotated[int, Field(strict=True, ge=1)]
-Index = Annotated[int, Field(strict=True, ge=0)]
-Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(strict=True, ge=0, le=1)]
+from potstill.recipe.section import Count, Fraction, Index, NonNegative, Positive, Section
+from potstill.recipe.streams import Stream
+
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
-
-
-class Section(BaseModel):
-    """One mapping of a recipe.
-
-    ``shorthand`` is the key a bare value stands for: ``teacher: x`` is ``teacher.model: x``.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-    shorthand: ClassVar[str | None] = None
-    one_of: ClassVar[tuple[str, ...]] = ()  # keys of which exactly one is set; setting one unsets the others
-
-
-def named(value: Any) -> Any:
-    """``forward_kl`` is short for ``{name: forward_kl}``."""
-    return {"name": value} if isinstance(value, str) else value
-
-
-# --- Term -------------------------------------------------------------------------------------------------------------
-
-
-class CrossEntropy(Section):
-    """Cross-entropy to the response's own tokens."""
-
-    name: Literal["cross_entropy"] = "cross_entropy"
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-
-
-class ForwardKL(Section):
-    """KL(teacher || student): mode-covering."""
-
-    name: Literal["forward_kl"] = "forward_kl"
-    temperature: Positive = 1.0
-
-
-class ReverseKL(Section):
-    """KL(student || teacher): mode-seeking."""
-
-    name: Literal["reverse_kl"] = "reverse_kl"
-    temperature: Positive = 1.0
-
-
-class JensenShannon(Section):
-    """Generalised Jensen-Shannon divergence with weight ``teacher_weight`` on the teacher in the mixture."""
-
-    name: Literal["jensen_shannon"] = "jensen_shannon"
-    temperature: Positive = 1.0
-    teacher_weight: Annotated[float, Field(gt=0, lt=1)] = 0.5  # Agarwal et al. 2024, GKD: beta
-
-
-Objective = Annotated[
-    Annotated[CrossEntropy | ForwardKL | ReverseKL | JensenShannon, Field(discriminator="name")],
-    BeforeValidator(named),
-]
-DIVERGENCES = ("forward_kl", "reverse_kl", "jensen_shannon")  # objectives that compare with a teacher
-
-
-class UniformWeighting(Section):
-    """Every response token counts the same."""
-
-    name: Literal["uniform"] = "uniform"
-
-
-Weighting = Annotated[UniformWeighting, BeforeValidator(named)]
-
-
-class Term(Section):
-    """One summand of the loss: coefficient x reduction(weighting x objective)."""
-
-    shorthand: ClassVar[str | None] = "objective"
-    objective: Objective
-    coefficient: NonNegative = 1.0
-    weighting: Weighting = UniformWeighting()
-    # token_mean: every token of the global batch counts the same. sequence_mean: every sequence does.
-    reduction: Literal["token_mean", "sequence_mean"] = "token_mean"
-
-    @property
-    def needs_teacher(self) -> bool:
-        return self.objective.name in DIVERGENCES
-
-
-# --- Stream -----------------------------------------------------------------------------------------------------------
-
-
-class DatasetSource(Section):
-    """Prompts and responses from the stage's data, in a seeded order."""
-
-    name: Literal["dataset"] = "dataset"
-    view: Literal["response"] = "response"
-
-
-Source = Annotated[DatasetSource, BeforeValidator(named)]
-
-
-class Stream(Section):
-    """Where sequences come from, what the teacher says about them, and the terms computed on both."""
-
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")] = "data"
-    source: Source = DatasetSource()
-    signal: Literal["none", "logits"] = "none"
-    terms: Annotated[tuple[Term, ...], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _signal_fits_terms(self) -> Self:
-        needy = [term.objective.name for term in self.terms if term.needs_teacher]
-        if needy and self.signal == "none":
-            raise ValueError(f"objective {needy[0]} compares with a teacher but signal is none. Set signal to logits")
-        if not needy and self.signal == "logits":
-            raise ValueError("signal is logits but no term compares with the teacher. Set signal to none")
-        names = [term.objective.name for term in self.terms]
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise ValueError(f"objective {twice} stands twice in one stream. Merge the two and add their coefficients")
-        if not any(term.coefficient > 0 for term in self.terms):
-            raise ValueError("every coefficient is 0, so nothing would be learned. Give one term a coefficient above 0")
-        return self
-
-
-# --- Stage ------------------------------------------------------------------------------------------------------------
 
 
 class Data(Section):
@@ -285,8 +156,8 @@ class Stage(Section):
             raise ValueError(f"two streams are called {twice}. Give each a name of its own")
         if self.teacher:
             return self
-        if taught := next((stream for stream in self.streams if stream.signal != "none"), None):
-            raise ValueError(f"stream {taught.name} asks for a teacher's {taught.signal}. Set teacher")
+        if taught := next((stream for stream in self.streams if stream.signal.name != "none"), None):
+            raise ValueError(f"stream {taught.name} asks for a teacher's {taught.signal.name}. Set teacher")
         if isinstance(self.student, PrunedStudent) and self.student.model is None:
             raise ValueError("a pruned student needs a model to be cut from. Set student.model, or teacher")
         if self.checkpoint.best_by != "perplexity":
@@ -294,9 +165,6 @@ class Stage(Section):
                 f"checkpoint.best_by is {self.checkpoint.best_by}, which compares with a teacher. Set it to perplexity"
             )
         return self
-
-
-# --- Recipe -----------------------------------------------------------------------------------------------------------
 
 
 class Recipe(Section):

@@ -1,0 +1,107 @@
+"""Next-token distributions of a student and a teacher, brought to the same outcomes and into log space.
+
+A teacher is its logits, or one of two sparse forms. ``TopK`` is compared on K+1 outcomes: its K tokens and everything
+else. Merging outcomes can only lower an f-divergence (data processing), so such a loss is a lower bound of the full
+one, exact where the merged tokens agree up to a factor. ``Sampled`` is a draw whose expectation is the teacher's
+distribution: right on average in what is linear in the teacher's probabilities, and in nothing else.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from potstill.errors import ConfigError
+from potstill.types import Sampled, TeacherLogits, TopK
+
+
+def log_probs(logits: Float[Tensor, "*pos vocab"], temperature: float = 1.0) -> Float[Tensor, "*pos vocab"]:
+    """log softmax(logits / T), in at least float32.
+
+    Raises: ConfigError if T <= 0.
+    """
+    if not temperature > 0:
+        raise ConfigError(f"temperature is {temperature}", "give a temperature above 0")
+    precise = logits if logits.dtype == torch.float64 else logits.float()
+    return torch.log_softmax(precise if temperature == 1 else precise / temperature, dim=-1)
+
+
+def pair(
+    student_logits: Float[Tensor, "*pos vocab"], teacher: TeacherLogits, temperature: float, why_not_top_k: str = ""
+) -> tuple[Float[Tensor, "*pos outcomes"], Float[Tensor, "*pos outcomes"]]:
+    """Log-probabilities of student and teacher over the same outcomes; the teacher's are constant.
+
+    Args:
+        student_logits: unnormalised; gradient flows.
+        teacher: logits, whose outcomes are the vocabulary, or TopK, whose outcomes are its tokens and the rest.
+        temperature: T > 0 of both.
+        why_not_top_k: why the caller cannot take a TopK teacher; empty where it can.
+    Raises: ConfigError for a form of teacher the caller's mathematics does not allow; ValueError for vocabularies of
+        different size.
+    """
+    if isinstance(teacher, Tensor):
+        same_vocabulary(student_logits, teacher)
+        return log_probs(student_logits, temperature), log_probs(teacher.detach(), temperature)
+    if isinstance(teacher, Sampled):
+        raise ConfigError(
+            "sampled teacher tokens stand for its probabilities only on average, and this objective is not linear "
+            "in them: its gradient would be biased",
+            "use forward_kl with sampled tokens, or give the teacher's logits",
+        )
+    if why_not_top_k:
+        raise ConfigError(
+            f"a top-k teacher does not say enough for this objective: {why_not_top_k}", "give the teacher's logits"
+        )
+    check_temperature(teacher, temperature)
+    listed = teacher.log_probs.detach()
+    log_p = torch.cat([listed, teacher.log_tail_mass.detach().to(listed.dtype)[..., None]], -1)
+    log_q = with_rest(log_probs(student_logits, temperature), teacher.ids)
+    return log_q, log_p.to(log_q.dtype)
+
+
+def with_rest(log_q: Float[Tensor, "*pos vocab"], ids: Int[Tensor, "*pos topk"]) -> Float[Tensor, "*pos outcomes"]:
+    """Log-probabilities of the listed tokens, and of all the others together as the last outcome.
+
+    The rest is summed and not subtracted from 1, which would leave rounding noise of a small rest.
+    """
+    others = log_q.scatter(-1, ids, -torch.inf)
+    nothing_left = torch.isneginf(others).all(-1, keepdim=True)
+    # The logsumexp of nothing is -inf, and its gradient not a number: keep it out of the graph.
+    rest = torch.logsumexp(others.masked_fill(nothing_left, 0.0), -1, keepdim=True)
+    return torch.cat([log_q.gather(-1, ids), rest.masked_fill(nothing_left, -torch.inf)], -1)
+
+
+def same_vocabulary(student_logits: Tensor, teacher_logits: Tensor) -> None:
+    """Raises: ValueError where the two have not the same number of logits."""
+    if student_logits.shape[-1] != teacher_logits.shape[-1]:
+        raise ValueError(
+            f"the student has {student_logits.shape[-1]} logits and the teacher {teacher_logits.shape[-1]}: "
+            "the two must share a vocabulary"
+        )
+
+
+def check_temperature(teacher: TopK | Sampled, temperature: float) -> None:
+    """Raises: ConfigError where a sparse teacher was made at another temperature than is asked for."""
+    if teacher.temperature != temperature:
+        raise ConfigError(
+            f"the teacher's sparse probabilities were taken at temperature {teacher.temperature}, not {temperature}, "
+            "and cannot be brought to another without its other logits",
+            f"set temperature to {teacher.temperature}, or take them again at {temperature}",
+        )
+
+
+def kl_between(log_a: Float[Tensor, "*pos outcomes"], log_b: Float[Tensor, "*pos outcomes"]) -> Float[Tensor, "*pos"]:
+    """KL(a || b) over the last axis; outcomes with a = 0 contribute nothing, in value and in gradient."""
+    a = log_a.exp()
+    return (a * torch.where(a > 0, log_a - log_b, 0.0)).sum(-1)
+
+
+def log_mixture(
+    log_a: Float[Tensor, "*pos outcomes"], log_b: Float[Tensor, "*pos outcomes"], weight_of_a: float
+) -> Float[Tensor, "*pos outcomes"]:
+    """log(w a + (1 - w) b); 0 where neither has mass, which no divergence then looks at."""
+    # logaddexp(-inf, -inf) has no gradient, so outcomes that neither gives mass leave before it.
+    nowhere = torch.isneginf(log_a) & torch.isneginf(log_b)
+    w = log_a.new_tensor(weight_of_a)
+    return torch.logaddexp(log_a.masked_fill(nowhere, 0.0) + w.log(), log_b.masked_fill(nowhere, 0.0) + (-w).log1p())

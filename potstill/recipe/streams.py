@@ -1,0 +1,126 @@
+"""Stream = source x teacher signal, plus weighted Terms."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal, Self, TypeAlias
+
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+
+from potstill.recipe.objectives import Objective, TeacherSection
+from potstill.recipe.schedules import Schedule, Scheduled, bounds
+from potstill.recipe.section import Count, Finite, Positive, Section, named
+from potstill.recipe.weightings import STUDENT_SCORES, UniformWeighting, Weighting
+
+
+class Term(Section):
+    """One summand of the loss: coefficient x reduction(weighting x objective)."""
+
+    shorthand: ClassVar[str | None] = "objective"
+    objective: Objective
+    coefficient: Finite | Scheduled = 1.0  # negative for the entropy alone: a bonus
+    weighting: Weighting = UniformWeighting()
+    # token_mean: every token of the global batch counts the same. sequence_mean: every sequence does.
+    reduction: Literal["token_mean", "sequence_mean"] = "token_mean"
+
+    @property
+    def needs_teacher(self) -> bool:
+        score = self.weighting.score
+        return isinstance(self.objective, TeacherSection) or bool(score and score not in STUDENT_SCORES)
+
+    @field_validator("coefficient")
+    @classmethod
+    def _has_the_right_sign(cls, value: float | Schedule, info: ValidationInfo) -> float | Schedule:
+        objective = info.data.get("objective")
+        if bounds(value)[0] < 0 and objective is not None and objective.name != "entropy":
+            raise ValueError(f"is negative, so {objective.name} would be made large. Give a number of at least 0")
+        return value
+
+
+class NoSignal(Section):
+    """No teacher is asked."""
+
+    name: Literal["none"] = "none"
+
+
+class LogitsSignal(Section):
+    """All of the teacher's logits."""
+
+    name: Literal["logits"] = "logits"
+
+
+class TopKSignal(Section):
+    """The teacher's k most likely tokens, and the mass of the rest: what a cache or a server would give."""
+
+    name: Literal["top_k"] = "top_k"
+    k: Count = 64
+    temperature: Positive = 1.0  # of the teacher; that of the objective has to be the same
+
+
+class SampledSignal(Section):
+    """Tokens drawn from the teacher, once per example (RS-KD): what a cache would give."""
+
+    name: Literal["sampled"] = "sampled"
+    draws: Count = 50  # Anshumann et al. 2025: about 12 distinct tokens
+    temperature: Positive = 1.0  # of the teacher; that of the objective has to be the same
+
+
+AnySignal: TypeAlias = NoSignal | LogitsSignal | TopKSignal | SampledSignal
+Signal = Annotated[Annotated[AnySignal, Field(discriminator="name")], BeforeValidator(named)]
+
+
+class DatasetSource(Section):
+    """Prompts and responses from the stage's data, in a seeded order."""
+
+    name: Literal["dataset"] = "dataset"
+    view: Literal["response"] = "response"
+
+
+Source = Annotated[DatasetSource, BeforeValidator(named)]
+
+
+class Stream(Section):
+    """Where sequences come from, what the teacher says about them, and the terms computed on both."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")] = "data"
+    source: Source = DatasetSource()
+    signal: Signal = NoSignal()
+    terms: Annotated[tuple[Term, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _signal_fits_terms(self) -> Self:
+        needy = [term.objective.name for term in self.terms if term.needs_teacher]
+        if needy and self.signal.name == "none":
+            raise ValueError(f"objective {needy[0]} compares with a teacher but signal is none. Set signal to logits")
+        if not needy and self.signal.name != "none":
+            raise ValueError(f"signal is {self.signal.name} but no term compares with the teacher. Set signal to none")
+        for term in self.terms:
+            self._check_form(term)
+        names = [term.objective.name for term in self.terms]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"objective {twice} stands twice in one stream. Merge the two and add their coefficients")
+        if not any(bounds(term.coefficient) != (0, 0) for term in self.terms):
+            raise ValueError("every coefficient is 0, so nothing would be learned. Give one term a coefficient above 0")
+        return self
+
+    def _check_form(self, term: Term) -> None:
+        """Refuse a term that cannot be computed from this form of teacher."""
+        if not isinstance(self.signal, TopKSignal | SampledSignal):
+            return
+        if term.weighting.score and term.weighting.score not in STUDENT_SCORES:
+            raise ValueError(
+                f"weighting {term.weighting.name} needs all of the teacher's logits, and signal is {self.signal.name}. "
+                "Set signal to logits"
+            )
+        if not isinstance(term.objective, TeacherSection):
+            return
+        if self.signal.name not in term.objective.signals:
+            raise ValueError(
+                f"objective {term.objective.name} cannot be computed from {self.signal.name}: it takes "
+                f"{' or '.join(term.objective.signals)}. Set signal to logits"
+            )
+        theirs, ours = self.signal.temperature, term.objective.temperature
+        if theirs != ours:
+            raise ValueError(
+                f"signal.temperature is {theirs:g} and the objective's {ours:g}, "
+                "and a sparse teacher cannot be brought to another temperature. Set both the same"
+            )

@@ -1,0 +1,87 @@
+"""How much each token of a term counts. What they compute is in ``potstill.weighting``."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal, TypeAlias
+
+from pydantic import BeforeValidator, Field
+
+from potstill.recipe.section import NonNegative, Section, named
+
+Score = Literal[
+    "student_entropy",
+    "teacher_entropy",
+    "student_loss",
+    "teacher_loss",
+    "loss_gap",
+    "forward_kl",
+    "reverse_kl",
+    "total_variation",
+    "squared_hellinger",
+]
+STUDENT_SCORES = ("student_entropy", "student_loss")  # those that need no teacher
+TEACHER_SCORES = ("teacher_entropy", "teacher_loss")  # those that need no student
+
+
+class UniformWeighting(Section):
+    """Every response token counts the same."""
+
+    score: ClassVar[Score | None] = None
+    name: Literal["uniform"] = "uniform"
+
+
+class TeacherEntropyWeighting(Section):
+    """Tokens count as much as the teacher is uncertain of them."""
+
+    score: ClassVar[Score | None] = "teacher_entropy"
+    name: Literal["teacher_entropy"] = "teacher_entropy"
+
+
+class StudentEntropyWeighting(Section):
+    """Tokens count as much as the student is uncertain of them."""
+
+    score: ClassVar[Score | None] = "student_entropy"
+    name: Literal["student_entropy"] = "student_entropy"
+
+
+class GapWeighting(Section):
+    """Tokens count as much as the models differ on them."""
+
+    name: Literal["gap"] = "gap"
+    score: Literal["total_variation", "squared_hellinger", "forward_kl", "reverse_kl"] = "total_variation"
+
+
+class TopFractionWeighting(Section):
+    """In each response the ceil(fraction x tokens) tokens with the highest score count, and no others."""
+
+    name: Literal["top_fraction"] = "top_fraction"
+    fraction: Annotated[float, Field(strict=True, gt=0, le=1)] = 0.2  # SE-KD: 20% by student entropy
+    score: Score = "student_entropy"
+
+
+class PositionWeighting(Section):
+    """The t-th token of a response, from 0, counts decay**t."""
+
+    score: ClassVar[Score | None] = None
+    name: Literal["position"] = "position"
+    decay: Annotated[float, Field(strict=True, gt=0, le=1)] = 0.99
+
+
+class EntropyGateWeighting(Section):
+    """Tokens count where the teacher's entropy is above a threshold, and not where it is below."""
+
+    score: ClassVar[Score | None] = "teacher_entropy"
+    name: Literal["entropy_gate"] = "entropy_gate"
+    threshold: NonNegative = 0.8  # nats; EOPD, 2603.07079
+
+
+AnyWeighting: TypeAlias = (
+    UniformWeighting
+    | TeacherEntropyWeighting
+    | StudentEntropyWeighting
+    | GapWeighting
+    | TopFractionWeighting
+    | PositionWeighting
+    | EntropyGateWeighting
+)
+Weighting = Annotated[Annotated[AnyWeighting, Field(discriminator="name")], BeforeValidator(named)]

@@ -1,0 +1,63 @@
+"""A teacher that says only what a cache or a server would: its top k, or tokens drawn from it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import fields
+
+import torch
+from torch import Tensor
+
+from potstill import recipe
+from potstill.objectives import sparse
+from potstill.objectives.chunked import Chunk, select
+from potstill.teachers.local import LocalTeacher
+from potstill.types import Batch, Sampled, StudentOutput, TopK
+
+
+class SparseTeacher:
+    """A local teacher whose logits are cut down, a chunk at a time, before anybody sees them.
+
+    Draws belong to the example and not to the step, as a cache's would: the same every epoch, in every batch and on
+    every process.
+    """
+
+    def __init__(self, teacher: LocalTeacher, form: recipe.TopKSignal | recipe.SampledSignal, seed: int):
+        self.family = teacher.family
+        self._teacher = teacher
+        self._form = form
+        self._seed = seed
+
+    def signal(self, batch: Batch) -> TopK | Sampled:
+        """What the teacher says about each response token; zeros at padding. Constant."""
+        live = self._teacher.signal(batch)
+        mask = batch.response_mask
+        positions = select(StudentOutput(live.hidden, live.head), None, batch, mask, by_response=True)
+        said = [self._say(chunk.student_logits, self._name(chunk)) for _, chunk in positions.chunks()]
+        return _spread(said or [self._say(live.head(live.hidden[mask]), "")], mask)
+
+    def _say(self, logits: Tensor, example: str) -> TopK | Sampled:
+        form = self._form
+        if isinstance(form, recipe.TopKSignal):
+            return sparse.top_k(logits, form.k, temperature=form.temperature)
+        digest = hashlib.sha256(f"{self._seed} {example}".encode()).digest()
+        generator = torch.Generator(logits.device).manual_seed(int.from_bytes(digest[:7], "big"))
+        return sparse.draw(logits, form.draws, temperature=form.temperature, generator=generator)
+
+    def _name(self, chunk: Chunk) -> str:
+        return chunk.batch.example_ids[int(chunk.places[0][0])]
+
+
+def _spread(said: Sequence[TopK | Sampled], mask: Tensor) -> TopK | Sampled:
+    """What was said of each response, put where its tokens are in the batch."""
+
+    def at_tokens(parts: list[Tensor]) -> Tensor:
+        whole = parts[0].new_zeros((*mask.shape, *parts[0].shape[1:]))
+        whole[mask] = torch.cat(parts)
+        return whole
+
+    first = said[0]
+    tensors = [field.name for field in fields(first) if field.name != "temperature"]
+    spread = {name: at_tokens([getattr(part, name) for part in said]) for name in tensors}
+    return type(first)(**spread, temperature=first.temperature)
