@@ -201,14 +201,14 @@ def build_streams(
         LiveStream(
             spec=spec,
             source=DatasetSource(data.train, seed=seed, pad_id=pad_id),
-            teacher=_asked(teaching, spec.signal, seed),
+            teacher=asked(teaching, spec.signal, seed),
             terms=tuple(LiveTerm(spec.name, term) for term in spec.terms),
         )
         for spec in stage.streams
     ]
 
 
-def _asked(teaching: Teaching | None, signal: schema.AnySignal, seed: int) -> SignalSource | None:
+def asked(teaching: Teaching | None, signal: schema.AnySignal, seed: int) -> SignalSource | None:
     """The teacher as a stream asks it."""
     if teaching is None or signal.name == "none":
         return None

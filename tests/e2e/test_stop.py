@@ -66,7 +66,7 @@ def test_a_second_signal_stops_at_once(workspace: Path) -> None:
     assert time.monotonic() - begun < 5
 
 
-def interrupted(workspace: Path, monkeypatch: pytest.MonkeyPatch, at_step: int) -> Run:
+def interrupted(workspace: Path, monkeypatch: pytest.MonkeyPatch, at_step: int, **settings: Any) -> Run:
     """A run asked to stop at a step, as by SIGTERM."""
     from potstill.training import trainer
 
@@ -79,7 +79,7 @@ def interrupted(workspace: Path, monkeypatch: pytest.MonkeyPatch, at_step: int) 
 
     monkeypatch.setattr(trainer, "_advance", then_signal)
     with pytest.raises(potstill.PotstillError, match=f"stopped after step {at_step}"):
-        potstill.train("kd", **SMALL, run="stopped")
+        potstill.train("kd", **SMALL | settings, run="stopped")
     monkeypatch.setattr(trainer, "_advance", advance)
     return Run(Path("runs/stopped"))
 
@@ -103,6 +103,30 @@ def test_dropout_goes_on_with_the_same_draws(workspace: Path, monkeypatch: pytes
     tiny.save(tiny.gpt2(1, layers=4, dropout=0.3), workspace / "teacher")
     whole = potstill.train("kd", **SMALL, run="whole")
     assert sha(potstill.resume(interrupted(workspace, monkeypatch, at_step=5))) == sha(whole)
+
+
+SCHEDULED: list[dict[str, Any]] = [
+    {"divergence": {"name": "interpolated_forward_kl", "t": {"name": "taid", "rate": 0.3, "momentum": 0.5}}},
+    {"ce_weight": 0.5, "streams.0.terms.1.coefficient": {"name": "linear", "start": 0, "end": 1}},
+    {"weighting": {"name": "top_fraction", "fraction": 0.4}, "signal": "logits"},
+    {"signal": {"name": "sampled", "draws": 5}},
+]
+
+
+@pytest.mark.parametrize("settings", SCHEDULED, ids=["adaptive", "scheduled", "weighted", "drawn"])
+def test_schedules_weights_and_draws_go_on_where_they_were(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    whole = potstill.train("kd", **SMALL | settings, run="whole")
+    stopped = potstill.resume(interrupted(workspace, monkeypatch, at_step=5, **settings))
+    assert sha(stopped) == sha(whole)
+    timeless = [[{k: v for k, v in line.items() if "time/" not in k} for line in r.metrics()] for r in (whole, stopped)]
+    assert timeless[0] == timeless[1]
+    changing = {key for line in whole.metrics() for key in line if key.startswith("schedule/")}
+    assert len(changing) == (settings in SCHEDULED[:2])
+    for key in changing:
+        values = [line[key] for line in whole.metrics() if key in line]
+        assert values == sorted(set(values))
 
 
 @pytest.mark.parametrize("damage", ["flip", "remove"])

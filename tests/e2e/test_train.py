@@ -227,7 +227,7 @@ def poisoned(step: int, value: float) -> Any:
 def test_a_teacher_that_is_not_finite_stops_the_run_before_the_update(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
-    monkeypatch.setattr("potstill.training.step.LocalTeacher.signal", poisoned(8, value))
+    monkeypatch.setattr("potstill.teachers.local.LocalTeacher.signal", poisoned(8, value))
     updates = []
     step = torch.optim.AdamW.step
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a, **k: (updates.append(1), step(self, *a, **k))[1])
@@ -263,7 +263,7 @@ def test_runs_without_a_name_are_numbered(workspace: Path) -> None:
     assert [train().name, train().name] == ["kd-1", "kd-2"]
 
 
-def test_from_the_command_to_the_objective_in_eight_frames(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_the_command_to_the_objective_in_nine_frames(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     depths = []
     own = objectives.forward_kl
     package = str(Path(potstill.__file__).parent)
@@ -277,4 +277,4 @@ def test_from_the_command_to_the_objective_in_eight_frames(workspace: Path, monk
     from potstill import cli
 
     cli.train("kd", [f"{k}={json.dumps(v) if not isinstance(v, str) else v}" for k, v in SMALL.items()])
-    assert max(depths) == 8
+    assert max(depths) == 9

@@ -1,0 +1,53 @@
+"""The axes of a term: what may be combined with what. A newcomer joins by adding a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, get_args
+
+import torch
+from pydantic import ValidationError
+
+from potstill import recipe
+from potstill.models.families import Causal
+from tests import tiny
+
+FAMILIES: dict[str, Callable[[int], Any]] = {
+    "llama": lambda seed: tiny.llama(seed, layers=2),
+    "llama_untied": lambda seed: tiny.llama(seed, layers=2, tied=False),
+    "gpt2": lambda seed: tiny.gpt2(seed, layers=2),
+}
+OBJECTIVES = [section().name for section in get_args(recipe.AnyObjective)]
+DIVERGENCES = [section().name for section in get_args(recipe.AnyDivergence)]
+WEIGHTINGS: dict[str, dict[str, Any]] = {section().name: {} for section in get_args(recipe.AnyWeighting)} | {
+    "top_fraction": {"fraction": 0.4, "score": "forward_kl"},
+    "entropy_gate": {"threshold": 3.0},
+}
+SIGNALS: dict[str, dict[str, Any]] = {"none": {}, "logits": {}, "top_k": {"k": 5}, "sampled": {"draws": 20}}
+
+
+def stream(objective: str, signal: str, weighting: str, reduction: str = "token_mean") -> recipe.Stream | None:
+    """A stream of one term; None where the schema refuses the combination."""
+    settings = {"t": 0.5} if objective == "interpolated_forward_kl" else {}
+    term = {
+        "objective": {"name": objective} | settings,
+        "weighting": {"name": weighting} | WEIGHTINGS[weighting],
+        "reduction": reduction,
+    }
+    try:
+        return recipe.Stream.model_validate({"signal": {"name": signal} | SIGNALS[signal], "terms": [term]})
+    except ValidationError:
+        return None
+
+
+def combinations() -> Iterator[tuple[str, str, str]]:
+    """Every objective x signal x weighting that the schema takes."""
+    for objective in OBJECTIVES:
+        for signal in SIGNALS:
+            for weighting in WEIGHTINGS:
+                if stream(objective, signal, weighting):
+                    yield objective, signal, weighting
+
+
+def family(name: str, seed: int) -> Causal:
+    return Causal(FAMILIES[name](seed).to(torch.float64))
