@@ -34,6 +34,8 @@ from potstill.training.runtime import Runtime
 from potstill.training.signals import StopRequest, listening
 from potstill.training.trainer import Job, State, check_batch, fit
 
+MUCH_OUTSIDE = 0.001  # of a teacher's probability on rows that are left out: worth a word
+
 
 @dataclass(frozen=True)
 class Bench:
@@ -195,6 +197,9 @@ def _export(bench: Bench, best: Checkpoint, run: Run, dtype: torch.dtype) -> Non
 def _measure_teacher(bench: Bench) -> None:
     if bench.teaching and bench.runtime.is_main and not bench.run.eval_file("teacher").exists():
         _evaluate(bench, "teacher", bench.teaching.teacher.family, bench.teaching.size_on_disk)
+        outside = bench.run.read("eval/teacher").get("mass_outside", 0.0)
+        if outside > MUCH_OUTSIDE:
+            _say(f"the teacher gives {outside:.1%} of its probability to {bench.teaching.note}")
     bench.runtime.barrier()
 
 

@@ -175,7 +175,7 @@ def _figure(name: str, lines: dict[str, Objective]) -> plt.Figure:
     shapes.set(xlabel="token", ylabel="probability")
     where.set(title="Value at the student's mean", xlim=(6, 34), ylim=(0, 1), xlabel="student's mean, token")
     where.set(ylabel="value, from its least (0) to its most (1)")
-    figure.legend(loc="outside upper center", ncols=min(3, len(lines)), frameon=False, handlelength=4)
+    figure.legend(loc="outside upper center", ncols=len(lines) if len(lines) <= 4 else 3, frameon=False, handlelength=4)
     return figure
 
 

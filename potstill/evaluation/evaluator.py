@@ -32,11 +32,13 @@ def measure(student: Causal, teacher: LocalTeacher | Remembering | None, batches
         batches: held-out text.
     Returns: ``forward_kl_nats``, ``reverse_kl_nats``, ``top1_agreement`` (share of positions where both models' most
         likely token is the same), ``acceptance_rate`` (expected share of teacher-verified draws kept,
-        sum_v min(p_v, q_v)), ``perplexity`` of the text; standard errors over examples as ``<name>_stderr``; counts.
+        sum_v min(p_v, q_v)), ``perplexity`` of the text; standard errors over examples as ``<name>_stderr``; counts;
+        and ``mass_outside``, the student's probability on rows beyond the compared vocabulary, where it has such rows.
     """
     device = student.model.device
     sums: list[Tensor] = []  # of each example: [figures]
     counts: list[Tensor] = []
+    outside: list[Tensor] = []
     with evaluating(student):
         for batch in batches:
             mask = batch.response_mask.to(device)
@@ -49,9 +51,12 @@ def measure(student: Causal, teacher: LocalTeacher | Remembering | None, batches
             example_sums = torch.zeros(len(batch), 1 + len(COMPARED) * (teacher is not None), dtype=torch.float64)
             for _, chunk in positions.chunks():
                 example_sums.index_add_(0, chunk.places[0].cpu(), _figures(chunk).double().cpu())
+            if output.head.weight.shape[0] > output.head.vocab_size:
+                outside.append(mass_outside(positions.hidden, output.head).cpu())
             sums.append(example_sums)
             counts.append(batch.response_mask.sum(1))
-    return _summary(torch.cat(sums), torch.cat(counts), compared=teacher is not None)
+    summary = _summary(torch.cat(sums), torch.cat(counts), compared=teacher is not None)
+    return summary | ({"mass_outside": float(torch.cat(outside).double().mean())} if outside else {})
 
 
 def _figures(chunk: Chunk) -> Tensor:

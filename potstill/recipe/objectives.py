@@ -21,7 +21,13 @@ LINEAR = ("logits", "top_k", "sampled")
 Skew = Annotated[float, Field(strict=True, ge=0, lt=1)]
 
 
-class CrossEntropy(Section):
+class ObjectiveSection(Section):
+    """An objective by its function's name."""
+
+    in_nats: ClassVar[bool] = True  # the unit of its value
+
+
+class CrossEntropy(ObjectiveSection):
     """Cross-entropy to the response's own tokens."""
 
     reads: ClassVar[Reads] = "tokens"
@@ -29,28 +35,29 @@ class CrossEntropy(Section):
     label_smoothing: Skew = 0.0
 
 
-class Entropy(Section):
+class Entropy(ObjectiveSection):
     """The student's entropy: with a negative coefficient a bonus for spreading out."""
 
     reads: ClassVar[Reads] = "student"
     name: Literal["entropy"] = "entropy"
 
 
-class Unlikelihood(Section):
+class Unlikelihood(ObjectiveSection):
     """Unlikelihood of the response's earlier tokens: a penalty on repetition."""
 
     reads: ClassVar[Reads] = "earlier_tokens"
     name: Literal["unlikelihood"] = "unlikelihood"
 
 
-class EmbeddingSimilarity(Section):
+class EmbeddingSimilarity(ObjectiveSection):
     """Mean cosine similarity of the expected embeddings within a response: a penalty on sameness."""
 
     reads: ClassVar[Reads] = "response"
+    in_nats: ClassVar[bool] = False
     name: Literal["embedding_similarity"] = "embedding_similarity"
 
 
-class TeacherSection(Section):
+class TeacherSection(ObjectiveSection):
     """An objective that compares with a teacher."""
 
     reads: ClassVar[Reads] = "teacher"
@@ -113,12 +120,14 @@ class SkewReverseKL(TeacherSection):
 class TotalVariation(TeacherSection):
     """Half the sum of the probabilities' differences: from 0 to 1."""
 
+    in_nats: ClassVar[bool] = False
     name: Literal["total_variation"] = "total_variation"
 
 
 class SquaredHellinger(TeacherSection):
     """Half the squared distance of the probabilities' roots: from 0 to 1."""
 
+    in_nats: ClassVar[bool] = False
     name: Literal["squared_hellinger"] = "squared_hellinger"
 
 
@@ -134,6 +143,7 @@ class AlphaBeta(TeacherSection):
     """The alpha-beta divergence."""
 
     signals: ClassVar[tuple[str, ...]] = DENSE
+    in_nats: ClassVar[bool] = False
     name: Literal["alpha_beta"] = "alpha_beta"
     alpha: Finite = 0.2  # Wang et al. 2025, ABKD, instruction following
     beta: Finite = 0.7
@@ -158,6 +168,7 @@ class AssistantDivergence(TeacherSection):
     """The anchor against a mixture of both models (AMiD)."""
 
     signals: ClassVar[tuple[str, ...]] = DENSE
+    in_nats: ClassVar[bool] = False
     name: Literal["assistant_divergence"] = "assistant_divergence"
     alpha: Finite = -1.0
     teacher_weight: Fraction = 0.1
@@ -178,6 +189,7 @@ class LogitMatching(TeacherSection):
     """Squared difference of all logit gaps."""
 
     signals: ClassVar[tuple[str, ...]] = DENSE
+    in_nats: ClassVar[bool] = False
     name: Literal["logit_matching"] = "logit_matching"
     weights: Literal["student", "teacher", "uniform"] = "student"
     other_weights: Literal["student", "teacher", "uniform"] | None = None

@@ -23,16 +23,21 @@ class LiveTerm:
         self._scheduled = {name: schedules.build(value) for name, value in scheduled.items()}
         self._coefficient = schedules.build(spec.coefficient)
 
+    @property
+    def metric(self) -> str:
+        """The name of the term's value in the metrics, with its unit."""
+        return f"train/{self.key}_nats" if self.spec.objective.in_nats else f"train/{self.key}"
+
     def coefficient(self, progress: float) -> float:
         """What the term is multiplied by at a step with this share of the budget spent."""
         return self._coefficient.value(progress)
 
     def settings(self, progress: float) -> dict[str, float]:
-        """The settings that change, by the figure's name in the metrics."""
+        """The settings that change, by their names in the metrics."""
         found = {name: schedule.value(progress) for name, schedule in self._scheduled.items()}
         if isinstance(self.spec.coefficient, recipe.Schedule):
             found["coefficient"] = self.coefficient(progress)
-        return {f"{self.key}_{name}": value for name, value in found.items()}
+        return {f"schedule/{self.key}_{name}": value for name, value in found.items()}
 
     def bound(self, scale: Tensor, progress: float) -> BoundTerm:
         """The term as the evaluator takes it, for one micro-batch."""

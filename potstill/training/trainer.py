@@ -95,7 +95,8 @@ def fit(job: Job, resume_from: Checkpoint | None = None) -> State:
             # One clock for all processes, because a budget may be in seconds.
             seconds = runtime.share(time.perf_counter() - begun)
             _advance(state, result, stage.batch.size, seconds)
-            log.write(_metrics_line(state, result, rate, scheduled, seconds))
+            values = {term.metric: result.values[term.key] for term in _terms(job)}
+            log.write(_metrics_line(state, result, values | scheduled, rate, seconds))
             progress.update(state.step, spent(job, state), result.loss, result.tokens / seconds, state.seconds)
 
             due = spent(job, state) >= 1 or state.step % stage.checkpoint.every == 0
@@ -151,13 +152,12 @@ def _terms(job: Job) -> Iterator[LiveTerm]:
 
 
 def _metrics_line(
-    state: State, result: StepResult, rate: float, scheduled: dict[str, float], seconds: float
+    state: State, result: StepResult, figures: dict[str, float], rate: float, seconds: float
 ) -> dict[str, Any]:
     return {
         "step": state.step,
         "train/loss": result.loss,
-        **{f"train/{key}_nats": value for key, value in result.values.items()},
-        **{f"schedule/{name}": value for name, value in scheduled.items()},
+        **figures,
         "optim/learning_rate": rate,
         "optim/grad_norm": result.grad_norm,
         "data/examples": state.examples,

@@ -24,7 +24,9 @@ def trained(**settings: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_every_divergence_trains(divergence: str) -> None:
     lines = trained(divergence=divergence)
-    assert all(line[f"train/data/{divergence}_nats"] > 0 for line in lines)
+    unitless = {"total_variation", "squared_hellinger", "alpha_beta", "assistant_divergence", "logit_matching"}
+    metric = f"train/data/{divergence}" + "_nats" * (divergence not in unitless)
+    assert all(line[metric] > 0 for line in lines)
     assert all(line["optim/grad_norm"] > 0 for line in lines)
 
 
@@ -35,11 +37,10 @@ def test_every_weighting_trains(weighting: str) -> None:
 
 
 @pytest.mark.usefixtures("workspace")
-@pytest.mark.parametrize("signal", [{"name": "top_k", "k": 8}, {"name": "sampled", "draws": 12}])
-def test_every_sparse_teacher_trains(signal: dict[str, Any]) -> None:
-    sparse, full = trained(signal=signal), trained()
-    assert 0.5 < sparse[0]["train/loss"] / full[0]["train/loss"] < 1.5
-    assert sparse[0]["train/loss"] != full[0]["train/loss"]
+def test_every_sparse_teacher_trains() -> None:
+    full = trained()[0]["train/loss"]
+    assert 0 < trained(signal={"name": "top_k", "k": 8})[0]["train/loss"] < full  # a lower bound
+    assert trained(signal={"name": "sampled", "draws": 12})[0]["train/loss"] > full  # to what is more certain
 
 
 @pytest.mark.usefixtures("workspace")
@@ -52,7 +53,7 @@ def test_regularisers_stand_beside_a_divergence() -> None:
     ]
     (first, *_) = trained(**{"streams.0.terms": terms})
     parts = {name: first[f"train/data/{name}_nats"] for name in ("forward_kl", "entropy", "unlikelihood")}
-    similarity = first["train/data/embedding_similarity_nats"]
+    similarity = first["train/data/embedding_similarity"]
     assert -1 <= similarity <= 1
     expected = parts["forward_kl"] - 0.01 * parts["entropy"] + 0.1 * parts["unlikelihood"] + 0.1 * similarity
     assert first["train/loss"] == pytest.approx(expected, rel=1e-5)

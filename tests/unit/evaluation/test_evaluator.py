@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -94,3 +95,18 @@ def test_rouge_l_is_the_stemmed_f_measure_times_100() -> None:
     # longest common subsequence 2 of 4 and 2 of 3: F = 2 * 2 / (4 + 3)
     assert rouge_l(["a dog ran home"], ["the dog went home"[4:]]) == pytest.approx(100 * 4 / 7)
     assert math.isnan(rouge_l([], []))
+
+
+def test_probability_beyond_the_compared_vocabulary_is_measured() -> None:
+    """As where a large model has 128 padded rows more than its small sister: cut on both sides, and the loss said."""
+    batch = tiny.batch(LENGTHS)
+    batch = replace(batch, response_ids=batch.response_ids % 290)
+    wide = tiny.llama(1, tied=False).double()
+    student, teacher = Causal(tiny.llama(0, layers=2).double(), 290), LocalTeacher(Causal(wide, 290))
+    found = measure(teacher.family, teacher, [batch])
+    logits = wide.lm_head(teacher.family(batch))[batch.response_mask]
+    assert found["mass_outside"] == pytest.approx(logits.softmax(-1)[:, 290:].sum(-1).mean().item(), rel=1e-6)
+    assert 0 < found["mass_outside"] < 1
+    assert found["forward_kl_nats"] == 0
+    assert measure(student, teacher, [batch])["mass_outside"] > 0
+    assert "mass_outside" not in measure(Causal(wide), LocalTeacher(Causal(wide)), [batch])
