@@ -29,7 +29,7 @@ from potstill import objectives as ob
 Objective = Callable[[Tensor, Tensor], Tensor]
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "images" / "objectives"
-TEACHER = torch.tensor([0.9, 0.1], dtype=torch.float64).log()
+TEACHER = torch.tensor([0.9, 1 - 0.9], dtype=torch.float64).log()
 TOKENS = torch.arange(41, dtype=torch.float64)
 BUMPS, SHARES, WIDTH = (12.0, 28.0), (0.6, 0.4), 3.0  # tokens; probability; tokens
 

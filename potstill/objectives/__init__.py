@@ -1,7 +1,9 @@
-"""What a student is trained to make small. Free functions: logits ``[*, vocab]`` in, nats ``[*]`` out.
+"""What a student is trained to make small. Free functions, pure, unreduced and unmasked; gradient to the student only.
 
-They are pure, unreduced and unmasked, send gradient to the student only, and need nothing else of potstill: import them
-into any training loop.
+Most take logits ``[*, vocab]`` and return nats ``[*]``; the estimators take log-probabilities of sampled tokens. They
+need nothing else of potstill: import them into any training loop. More of the kind, by its own names:
+``objectives.sparse`` (top-k and drawn teachers), ``objectives.credit`` (advantages of sampled responses),
+``objectives.features`` (hidden states) and ``objectives.cross_tokenizer`` (models of different tokenizers).
 """
 
 from potstill.objectives.assistants import assistant_divergence, interpolated_forward_kl
@@ -14,6 +16,7 @@ from potstill.objectives.divergences import (
     skew_forward_kl,
     skew_reverse_kl,
 )
+from potstill.objectives.estimators import k1, k3, policy_gradient, squared_log_ratio
 from potstill.objectives.likelihood import cross_entropy
 from potstill.objectives.regularisers import embedding_similarity, entropy, unlikelihood
 
@@ -28,11 +31,15 @@ __all__ = [
     "interpolated_forward_kl",
     "jeffreys",
     "jensen_shannon",
+    "k1",
+    "k3",
     "logit_matching",
+    "policy_gradient",
     "reverse_kl",
     "skew_forward_kl",
     "skew_reverse_kl",
     "squared_hellinger",
+    "squared_log_ratio",
     "total_variation",
     "unlikelihood",
 ]

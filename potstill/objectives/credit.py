@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from potstill.errors import ConfigError
-from potstill.objectives.policy_gradient import same_shape
+from potstill.objectives.estimators import same_shape
 
 
 def log_ratio_rewards(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -18,14 +20,25 @@ def losses(run: Path) -> list[float]:
     return [line["train/loss"] for line in lines if "train/loss" in line]
 
 
-def test_two_processes_equal_one_to_1e9_in_float64(workspace: Path, potstill: Command) -> None:
-    settings = SMALL | {
+LOSSES: dict[str, dict[str, Any]] = {
+    "forward_kl": {"ce_weight": 0.3},
+    # What looks at both models first, what adapts to the loss, and what is drawn per example.
+    "selective_taid": {
+        "divergence": {"name": "interpolated_forward_kl", "t": {"name": "taid", "rate": 0.05}},
+        "weighting": {"name": "top_fraction", "fraction": 0.4, "score": "forward_kl"},
+    },
+    "drawn": {"signal": {"name": "sampled", "draws": 7}, "weighting": "student_entropy"},
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_two_processes_equal_one_to_1e9_in_float64(workspace: Path, potstill: Command, loss: str) -> None:
+    settings = SMALL | LOSSES[loss] | {
         "dtype": "float64",
         "budget.steps": STEPS,
         "batch.size": 6,
         "student.freeze_embeddings": False,
         "checkpoint.every": STEPS,
-        "ce_weight": 0.3,
         "evaluation.generate_examples": 1,
     }
     found = {}

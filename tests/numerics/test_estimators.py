@@ -10,7 +10,7 @@ from torch import Tensor
 
 from potstill.errors import ConfigError
 from potstill.objectives.divergences import forward_kl, reverse_kl
-from potstill.objectives.policy_gradient import importance_weights, k1, k3, policy_gradient, squared_log_ratio
+from potstill.objectives.estimators import importance_weights, k1, k3, policy_gradient, squared_log_ratio
 
 POSITIONS, VOCAB = 40, 12
 TwoLogprobs = Callable[[Tensor, Tensor], Tensor]

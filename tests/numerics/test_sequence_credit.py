@@ -26,7 +26,7 @@ from potstill.objectives.credit import (
     whiten,
 )
 from potstill.objectives.divergences import reverse_kl
-from potstill.objectives.policy_gradient import importance_weights, policy_gradient, squared_log_ratio
+from potstill.objectives.estimators import importance_weights, policy_gradient, squared_log_ratio
 
 VOCAB, STEPS, EOS = 3, 3, 2
 SEEDS = range(5)
