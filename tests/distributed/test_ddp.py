@@ -22,12 +22,11 @@ def losses(run: Path) -> list[float]:
 
 LOSSES: dict[str, dict[str, Any]] = {
     "forward_kl": {"ce_weight": 0.3},
-    # What looks at both models first, what adapts to the loss, and what is drawn per example.
+    # What looks at both models first, and what adapts to the loss.
     "selective_taid": {
         "divergence": {"name": "interpolated_forward_kl", "t": {"name": "taid", "rate": 0.05}},
         "weighting": {"name": "top_fraction", "fraction": 0.4, "score": "forward_kl"},
     },
-    "drawn": {"signal": {"name": "sampled", "draws": 7}, "weighting": "student_entropy"},
 }
 
 

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,18 @@ def moved(made: Any) -> dict[str, torch.Tensor]:
     return {name: value - before[name] for name, value in made.model.state_dict().items()}
 
 
+def one_by_one(examples: list[dict[str, list[int]]], objective: Callable) -> torch.Tensor:
+    """The objective at every response token of the examples, each run by itself: no padding, no mask, no labels."""
+    teacher, student = tiny.llama(1), tiny.llama(2, layers=2)
+    at_tokens = []
+    for example in examples:
+        ids, start = torch.tensor([example["input_ids"]]), example["labels"].count(-100)
+        with torch.no_grad():
+            ours, theirs = (model(input_ids=ids).logits[0, start - 1 : -1] for model in (student, teacher))
+        at_tokens.append(objective(ours, theirs))
+    return torch.cat(at_tokens)
+
+
 def test_the_page_shows_the_example_and_the_example_stays_short() -> None:
     text = EXAMPLE.read_text(encoding="utf-8")
     (marked,) = re.findall(r"# --8<-- the block of .*?\n(.*?)\n*# --8<-- end", text, re.S)
@@ -94,14 +107,8 @@ def test_micro_batches_make_the_same_first_update(tmp_path: Path) -> None:
 def test_the_loss_is_the_mean_over_response_tokens_whatever_the_padding(tmp_path: Path) -> None:
     made = trainer(tmp_path)
     examples = made.train_dataset[:3]
-    teacher, student = tiny.llama(1), tiny.llama(2, layers=2)
-    at_tokens = []
-    for example in examples:
-        ids, start = torch.tensor([example["input_ids"]]), example["labels"].count(-100)
-        with torch.no_grad():
-            ours, theirs = (model(input_ids=ids).logits[0, start - 1 : -1] for model in (student, teacher))
-        at_tokens.append(objectives.forward_kl(ours, theirs))
-    expected = torch.cat(at_tokens).mean()
+    at_tokens = one_by_one(examples, objectives.forward_kl)
+    expected = at_tokens.mean()
     for extra in (0, 7):
         batch = made.data_collator(examples)
         fill = {"input_ids": 5, "attention_mask": 0, "labels": -100}
@@ -109,7 +116,7 @@ def test_the_loss_is_the_mean_over_response_tokens_whatever_the_padding(tmp_path
         with torch.no_grad():
             torch.testing.assert_close(made.compute_loss(made.model, batch), expected, rtol=1e-5, atol=1e-6)
             loss, outputs = made.compute_loss(made.model, batch, return_outputs=True, num_items_in_batch=1)
-        torch.testing.assert_close(loss, expected * sum(map(len, at_tokens)), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(loss, at_tokens.sum(), rtol=1e-5, atol=1e-5)
         assert outputs.logits.shape[1] == batch["input_ids"].shape[1]
 
 
@@ -128,6 +135,5 @@ def test_the_teacher_is_neither_trained_nor_changed_and_dropout_in_it_is_off(tmp
 def test_evaluation_uses_the_objective(tmp_path: Path, objective: str) -> None:
     made = trainer(tmp_path, objective=getattr(objectives, objective))
     held_out = made.train_dataset[:4]
-    with torch.no_grad():
-        expected = made.compute_loss(made.model.eval(), made.data_collator(held_out))
-    assert made.evaluate(held_out)["eval_loss"] == pytest.approx(expected.item(), rel=1e-5)
+    expected = one_by_one(held_out, getattr(objectives, objective)).mean().item()
+    assert made.evaluate(held_out)["eval_loss"] == pytest.approx(expected, rel=1e-5)

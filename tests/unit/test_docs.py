@@ -42,9 +42,11 @@ def test_documented_commands_are_valid(command: str) -> None:
         name, sub, rest = root.resolve_command(context, [*context._protected_args, *context.args])
         assert sub is not None
         parsed = sub.make_context(name, rest, parent=context)
-    target = parsed.params.get("recipe")
-    if name in ("train", "doctor") and target in METHODS:
-        overrides = recipe_io.parse_overrides(parsed.params["overrides"] or [])
+    target, settings = parsed.params.get("recipe"), parsed.params.get("overrides") or []
+    if name == "selftest":
+        target = settings.pop(0) if settings and "=" not in settings[0] else "kd"
+    if name in ("train", "doctor", "selftest") and target in METHODS:
+        overrides = recipe_io.parse_overrides(settings)
         assert isinstance(recipe_io.load(target, overrides, methods=METHODS), Recipe)
 
 
@@ -53,8 +55,11 @@ def test_the_method_of_the_how_to_is_a_recipe() -> None:
     (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
     names: dict[str, object] = {}
     exec(code, names)
-    recipe = recipe_io.load("jeffreys", {"budget.steps": 3}, methods={"jeffreys": names["jeffreys"]})  # type: ignore[dict-item]
-    assert [term.objective.name for term in recipe.stage.streams[0].terms] == ["forward_kl", "reverse_kl"]
+    methods = {"entropy_aware": names["entropy_aware"]}
+    recipe = recipe_io.load("entropy_aware", {"threshold": 1.5}, methods=methods)  # type: ignore[arg-type]
+    reverse, gated = recipe.stage.streams[0].terms
+    assert (reverse.objective.name, gated.objective.name) == ("reverse_kl", "forward_kl")
+    assert gated.weighting.threshold == 1.5
 
 
 def test_every_page_is_in_the_navigation() -> None:
