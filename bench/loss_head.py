@@ -1,6 +1,6 @@
 """The cost of a divergence from hidden states to gradients: potstill against full logits and against TRL.
 
-    python bench/loss_head.py                                    the three comparisons below, about ten minutes
+    python bench/loss_head.py                                    three comparisons, about twenty minutes
     python bench/loss_head.py --vocab 49152 --hidden 576 --positions 2048 --objective jensen_shannon
 
 Both models' heads, the divergence, and the gradients of the student's states and head. One thread; processor seconds,
@@ -35,7 +35,7 @@ try:
 except ImportError:
     GKDTrainer = None
 
-SHAPES = [(49_152, 576, 2048, "forward_kl"), (49_152, 576, 2048, "jensen_shannon"), (151_936, 1024, 512, "forward_kl")]
+SHAPES = [(49_152, 576, 2048, "forward_kl"), (49_152, 576, 2048, "jensen_shannon"), (151_936, 1024, 2048, "forward_kl")]
 BETA = {"forward_kl": 0.0, "jensen_shannon": 0.5}  # TRL's name for the divergence
 
 

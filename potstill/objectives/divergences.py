@@ -105,8 +105,8 @@ def jensen_shannon(
     """Generalised Jensen-Shannon divergence at each position, in nats.
 
     w KL(p || m) + (1 - w) KL(q || m), m = w p + (1 - w) q, with w = teacher_weight. It is at most
-    -w log w - (1 - w) log(1 - w), and it vanishes with w or 1 - w: at w = 0.01 its gradient is about a hundredth of
-    forward KL's. ``rescale`` divides by w (1 - w), which makes the scale continuous: forward KL at w = 0, reverse KL
+    -w log w - (1 - w) log(1 - w), and it vanishes with w or 1 - w: at w = 0.01 its gradient is a hundredth of forward
+    KL's, or less. ``rescale`` divides by w (1 - w), which makes the scale continuous: forward KL at w = 0, reverse KL
     at w = 1, four times the textbook value at 0.5.
 
     Args:

@@ -32,14 +32,18 @@ LOSSES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_two_processes_equal_one_to_1e9_in_float64(workspace: Path, potstill: Command, loss: str) -> None:
-    settings = SMALL | LOSSES[loss] | {
-        "dtype": "float64",
-        "budget.steps": STEPS,
-        "batch.size": 6,
-        "student.freeze_embeddings": False,
-        "checkpoint.every": STEPS,
-        "evaluation.generate_examples": 1,
-    }
+    settings = (
+        SMALL
+        | LOSSES[loss]
+        | {
+            "dtype": "float64",
+            "budget.steps": STEPS,
+            "batch.size": 6,
+            "student.freeze_embeddings": False,
+            "checkpoint.every": STEPS,
+            "evaluation.generate_examples": 1,
+        }
+    )
     found = {}
     for name, processes, micro in (("one", 1, 6), ("one-split", 1, 2), ("two", 2, 3)):
         arguments = as_arguments(settings | {"run": name, "batch.micro_size": micro})
