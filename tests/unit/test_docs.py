@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from tokenizers import models
 from typer.main import get_command  # the parsed command line, without running it
 
 from potstill import cli, recipe_io
 from potstill.recipe import Recipe
 from potstill.recipes import METHODS
+from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -72,3 +76,28 @@ def test_the_tree_of_the_readme_is_the_tree() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     rooms = {p.name for p in (ROOT / "potstill").iterdir() if p.is_dir() and p.name != "__pycache__"}
     assert {room for room in rooms if f"      {room}/" not in readme} == set()
+
+
+def test_the_loss_across_tokenizers_of_the_how_to_can_be_trained_on() -> None:
+    page = (ROOT / "docs" / "how-to" / "different-tokenizers.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    coarse, fine = tiny.tokenizer(), tiny.tokenizer()
+    fine.backend_tokenizer.model = models.BPE(vocab=fine.get_vocab(), merges=[])  # every byte a token
+    student, teacher = tiny.llama(0), tiny.llama(1)
+    rows = ("What is the colour of the sky?", " The sky is blue, and a goat ate the hat.")
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.05)
+    losses = []
+    for _ in range(5):
+        loss = names["loss_of"](student, fine, teacher, coarse, *rows)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < losses[0]
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    _, student_ids, student_pieces = names["as_tokens"](fine, *rows)
+    _, teacher_ids, teacher_pieces = names["as_tokens"](coarse, *rows)
+    assert len(student_ids) > len(teacher_ids)
+    assert b"".join(student_pieces) == b"".join(teacher_pieces) == rows[1].encode()
