@@ -1,0 +1,241 @@
+"""The sampler: what it writes, with which probability, and that rows do not see each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from potstill.errors import ConfigError, ModelError
+from potstill.models.decoding import CausalDecoder
+from potstill.models.families import Causal
+from potstill.sampling.distributions import Decoding, draw, warped
+from potstill.sampling.policies import Mixed, Policy, Single, Speculative
+from potstill.sampling.sampler import Response, sample
+from tests import tiny
+
+STOP = frozenset({0})
+PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [16, 17], [18, 19, 20, 21], [22, 23, 24]]
+KINDS = {"llama": tiny.llama, "gpt2": tiny.gpt2}
+
+
+def family(kind: str, seed: int, dtype: torch.dtype = torch.float64) -> Causal:
+    return Causal(KINDS[kind](seed).to(dtype))
+
+
+def run(
+    policy: Policy,
+    families: Sequence[Causal],
+    decoding: Decoding,
+    prompts: Sequence[Sequence[int]] = PROMPTS,
+    slots: int = 3,
+    seeds: Sequence[int] | None = None,
+) -> list[Response]:
+    capacity = max(map(len, prompts)) + decoding.max_new_tokens
+    decoders = [CausalDecoder(one, slots, capacity) for one in families]
+    return sample(policy, decoders, prompts, decoding, seeds=seeds or range(len(prompts)), slots=slots)
+
+
+def generated(one: Causal, prompt: list[int], **settings: Any) -> list[int]:
+    """transformers' own, one prompt at a time."""
+    one.model.generation_config = GenerationConfig(eos_token_id=0, pad_token_id=0, **settings)
+    return one.model.generate(torch.tensor([prompt]))[0, len(prompt) :].tolist()
+
+
+# --- Greedy -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("slots", [1, 2, 6])
+@pytest.mark.parametrize("no_repeat_ngram", [0, 2, 3])
+def test_greedy_is_generate_token_for_token(kind: str, slots: int, no_repeat_ngram: int) -> None:
+    one = family(kind, 3)
+    decoding = Decoding(20, STOP, temperature=0, no_repeat_ngram=no_repeat_ngram)
+    found = run(Single(), [one], decoding, slots=slots)
+    for prompt, response in zip(PROMPTS, found, strict=True):
+        expected = generated(one, prompt, max_new_tokens=20, do_sample=False, no_repeat_ngram_size=no_repeat_ngram)
+        assert list(response.ids) == expected
+        assert response.finished == (expected[-1] == 0)
+        assert response.behaviour_logprobs == (0.0,) * len(expected)
+
+
+def test_responses_stop_at_their_stop_token_and_it_is_theirs() -> None:
+    one = family("llama", 3)
+    long = run(Single(), [one], Decoding(20, frozenset(), temperature=0))
+    stop = long[2].ids[7]
+    first = long[2].ids.index(stop)
+    found = run(Single(), [one], Decoding(20, frozenset({stop}), temperature=0))
+    assert found[2].ids == long[2].ids[: first + 1]
+    assert found[2].finished
+    assert not long[2].finished
+
+
+# --- Rows do not see each other ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("policy", [Single(), Mixed(0.3), Speculative(5)], ids=["student", "mixed", "speculative"])
+def test_a_row_depends_on_its_prompt_and_seed_alone(kind: str, policy: Policy) -> None:
+    families = [family(kind, 3), family(kind, 4)][: policy.num_models]
+    decoding = Decoding(12, STOP, temperature=1.3)
+    together = run(policy, families, decoding, slots=6)
+    for slots in (1, 2, 4):
+        found = run(policy, families, decoding, slots=slots)
+        assert [response.ids for response in found] == [response.ids for response in together]
+        for ours, theirs in zip(found, together, strict=True):
+            assert ours.behaviour_logprobs == pytest.approx(theirs.behaviour_logprobs, abs=1e-10)
+    order = [4, 2, 0, 5, 1, 3]
+    shuffled = run(policy, families, decoding, prompts=[PROMPTS[i] for i in order], seeds=order)
+    assert [response.ids for response in shuffled] == [together[i].ids for i in order]
+    assert len({response.ids for response in together}) == len(PROMPTS)
+    other = run(policy, families, decoding, seeds=range(100, 106))
+    assert [response.ids for response in other] != [response.ids for response in together]
+
+
+# --- Probabilities ----------------------------------------------------------------------------------------------------
+
+
+def next_log_probs(one: Causal, sequence: Sequence[int], temperature: float = 1.0) -> Tensor:
+    with torch.no_grad():
+        return (one.model(torch.tensor([list(sequence)])).logits[0, -1] / temperature).log_softmax(-1)
+
+
+def test_behaviour_log_probabilities_are_those_of_the_whole_sequence_run_at_once() -> None:
+    student, teacher = family("llama", 3), family("llama", 4)
+    share, temperature = 0.3, 1.2
+    for response, prompt in zip(
+        run(Mixed(share), [student, teacher], Decoding(10, STOP, temperature=temperature)), PROMPTS, strict=True
+    ):
+        for at, token in enumerate(response.ids):
+            before = [*prompt, *response.ids[:at]]
+            q, p = (next_log_probs(one, before, temperature).exp() for one in (student, teacher))
+            mixed = (1 - share) * q[token] + share * p[token]
+            assert response.behaviour_logprobs[at] == pytest.approx(mixed.log().item(), abs=1e-10)
+            assert response.student_logprobs[at] == pytest.approx(q[token].log().item(), abs=1e-10)
+            assert response.importance_weights[at] == pytest.approx((q[token] / mixed).item(), rel=1e-9)
+            assert response.importance_weights[at] <= 1 / (1 - share) + 1e-9
+
+
+def chi_square(counts: Tensor, probabilities: Tensor) -> float:
+    """The statistic over its number of degrees of freedom's 99.99% quantile, by Wilson and Hilferty's approximation."""
+    expected = probabilities * counts.sum()
+    freedom = len(counts) - 1
+    statistic = ((counts - expected) ** 2 / expected).sum().item()
+    quantile = freedom * (1 - 2 / (9 * freedom) + 3.72 * math.sqrt(2 / (9 * freedom))) ** 3
+    return statistic / quantile
+
+
+def small(seed: int) -> Causal:
+    return Causal(tiny.llama(seed, vocab=4).double())
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+@pytest.mark.parametrize("policy", [Single(), Mixed(0.4), Speculative(2)], ids=["student", "mixed", "speculative"])
+def test_frequencies_of_whole_sequences_match_the_exact_distribution(policy: Policy, temperature: float) -> None:
+    """Vocabulary 4, three tokens: all 64 sequences, from 1,500 samples."""
+    families = [small(1), small(2)][: policy.num_models]
+    count, prompt = 1500, [1, 2]
+    decoding = Decoding(3, frozenset(), temperature=temperature)
+    found = run(policy, families, decoding, prompts=[prompt] * count, slots=500, seeds=range(count))
+    sequences = list(product(range(4), repeat=3))
+    probabilities = torch.tensor([_probability(policy, families, prompt, s, temperature) for s in sequences])
+    assert probabilities.sum().item() == pytest.approx(1)
+    counts = torch.zeros(64)
+    for response in found:
+        counts[sequences.index(response.ids)] += 1
+    possible = probabilities > 1e-12
+    assert counts[~possible].sum() == 0
+    assert chi_square(counts[possible], probabilities[possible]) < 1
+    for response in found[:50]:
+        exact = _probability(policy, families, prompt, response.ids, temperature)
+        assert sum(response.behaviour_logprobs) == pytest.approx(math.log(exact), abs=1e-9)
+
+
+def _probability(
+    policy: Policy, families: Sequence[Causal], prompt: list[int], sequence: Sequence[int], temperature: float
+) -> float:
+    total = 1.0
+    for at, token in enumerate(sequence):
+        before = [*prompt, *sequence[:at]]
+        q, *others = (next_log_probs(one, before, temperature).exp() for one in families)
+        if isinstance(policy, Mixed):
+            q = (1 - policy.teacher_share) * q + policy.teacher_share * others[0]
+        if isinstance(policy, Speculative):
+            kept = torch.zeros(4).bool().scatter(0, others[0].topk(policy.top_k).indices, True)
+            q = torch.where(kept, q, 0.0) + q[~kept].sum() * others[0]
+        total *= q[token].item()
+    return total
+
+
+def test_the_mixtures_ends_are_its_models() -> None:
+    student, teacher = family("llama", 3), family("llama", 4)
+    decoding = Decoding(10, STOP)
+    alone = run(Single(), [student], decoding)
+    assert [r.ids for r in run(Mixed(0.0), [student, teacher], decoding)] == [r.ids for r in alone]
+    assert run(Mixed(0.0), [student, teacher], decoding)[0].importance_weights == pytest.approx(
+        [1.0] * len(alone[0].ids)
+    )
+    taught = run(Single(), [teacher], decoding)
+    assert [r.ids for r in run(Mixed(1.0), [student, teacher], decoding)] == [r.ids for r in taught]
+    assert [r.ids for r in run(Speculative(tiny.VOCAB), [student, teacher], decoding)] == [r.ids for r in alone]
+
+
+# --- Warping ----------------------------------------------------------------------------------------------------------
+
+
+LOGITS = 2 * torch.randn(40, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"temperature": 0.6}, {"top_k": 5}, {"top_p": 0.8}, {"top_k": 9, "top_p": 0.5, "temperature": 1.4}]
+)
+def test_warping_is_that_of_transformers(settings: dict[str, Any]) -> None:
+    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    expected = TemperatureLogitsWarper(float(settings.get("temperature", 1.0)))(None, LOGITS)
+    if "top_k" in settings:
+        expected = TopKLogitsWarper(settings["top_k"])(None, expected)
+    if "top_p" in settings:
+        expected = TopPLogitsWarper(settings["top_p"])(None, expected)
+    found = warped(LOGITS, Decoding(1, STOP, **settings))
+    torch.testing.assert_close(found, expected.log_softmax(-1), rtol=0, atol=1e-12)
+
+
+def test_draws_take_the_quantile_and_never_a_token_of_no_probability() -> None:
+    probabilities = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]]).expand(5, 5).log()
+    uniforms = torch.tensor([0.0, 0.2499, 0.25, 0.9, 1 - 1e-16], dtype=torch.float64)
+    assert draw(probabilities, uniforms).tolist() == [1, 1, 3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": -1.0},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"top_k": -1},
+        {"no_repeat_ngram": -1},
+        {"max_new_tokens": 0},
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        Decoding(**{"max_new_tokens": 5, "stop_ids": STOP} | settings)
+
+
+def test_policies_out_of_range_are_refused() -> None:
+    with pytest.raises(ConfigError, match="teacher_share"):
+        Mixed(1.5)
+    with pytest.raises(ConfigError, match="top_k"):
+        Speculative(0)
+
+
+def test_a_response_longer_than_the_model_sees_is_refused() -> None:
+    with pytest.raises(ModelError, match="256 positions"):
+        CausalDecoder(family("llama", 0), 2, 300)
