@@ -142,7 +142,7 @@ class CausalDecoder:
 
 
 def _logits(head: Head, hidden: Float[Tensor, "row hidden"]) -> Float[Tensor, "row vocab"]:
-    """The head of a few rows: with the large matrix on the left, 4 rows take half the time on a processor, 8 rows 3/4."""
+    """The head of a few rows: with the large matrix on the left, 4 rows take half a processor's time, 8 rows 3/4."""
     if hidden.device.type != "cpu" or not 1 < len(hidden) <= FEW_ROWS:
         return head(hidden)
     linear = (head.weight[: head.vocab_size] @ hidden.T).T.contiguous()
