@@ -113,7 +113,7 @@ class Positions:
         if not self.by_response:
             return _cut(self.hidden.shape[0], self.chunk_size)
         ends = self.places[0].unique_consecutive(return_counts=True)[1].cumsum(0).tolist()
-        return (slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True))
+        return (slice(start, end) for start, end in zip([0, *ends][:-1], ends, strict=True))
 
     def blocks(self, at: slice) -> Iterator[slice]:
         """What an objective gets of a chunk; counted from the chunk's start."""

@@ -11,12 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from potstill import objectives, weighting
+from potstill import objectives, recipe, weighting
 from potstill.models.families import Causal
 from potstill.objectives import chunked
 from potstill.objectives.chunked import BoundTerm, evaluate_terms
 from potstill.recipe import Term
 from potstill.recipe.objectives import Reads
+from potstill.teachers.local import LocalTeacher
+from potstill.teachers.sparse import SparseTeacher
 from potstill.types import Batch, Head, Live, StudentOutput
 from tests import tiny
 
@@ -174,6 +176,17 @@ def test_no_real_token_gives_zero_and_zero_gradient() -> None:
     assert total.item() == 0
     assert values.tolist() == [0]
     assert all((gradient == 0).all() for gradient in gradients(student, total).values())
+
+
+def test_no_real_token_is_no_response_either() -> None:
+    student, teacher = models(torch.float64, tied=True)
+    batch = tiny.batch([(3, 0), (2, 0)], extra_right=2)
+    term = replace(bound("cross_entropy", batch), objective=objectives.embedding_similarity, reads="response")
+    total, values = evaluate_terms(student.output(batch), None, batch, [term])
+    assert total.item() == values.item() == 0
+    form = recipe.TopKSignal(k=3)
+    said = SparseTeacher(LocalTeacher(teacher), form, seed=1).signal(batch)
+    assert said.ids.shape == (2, 2, 3)
 
 
 def test_values_need_no_gradient_to_be_computed() -> None:
