@@ -23,7 +23,7 @@ from tests.contract.table import DIVERGENCES, FAMILIES, OBJECTIVES, SIGNALS, WEI
 LENGTHS = [(3, 7), (6, 1), (1, 9), (4, 4)]
 RUNTIME = Runtime(torch.device("cpu"), torch.float64)
 every_family = pytest.mark.parametrize("kind", FAMILIES)
-every_combination = pytest.mark.parametrize(("objective", "signal", "weighting"), combinations())
+every_combination = pytest.mark.parametrize(("objective", "signal", "weighting"), list(combinations()))
 
 
 @cache
