@@ -69,8 +69,9 @@ def weights(
         spec: which weighting.
         batch: whose tokens are weighed.
         score: ``spec.score`` of each token, where it names one.
+    Returns: constants in float64, on the CPU.
     """
-    mask = batch.response_mask
+    mask = batch.response_mask.cpu()
     match spec:
         case recipe.UniformWeighting():
             return uniform(mask)
@@ -119,11 +120,12 @@ SCORES: dict[recipe.Score, Callable[[Chunk], Tensor]] = {
 def scores(
     name: recipe.Score, output: StudentOutput, signal: TeacherSignal | None, batch: Batch
 ) -> Float[Tensor, "batch response"]:
-    """A score of each real token, 0 at padding; constant."""
+    """A score of each real token, 0 at padding; constant, and on the CPU, where there is float64 on every machine."""
     positions = select(output, signal, batch, batch.response_mask)
-    found = torch.zeros(batch.response_mask.shape, dtype=torch.float64, device=batch.response_mask.device)
+    found = torch.zeros(batch.response_mask.shape, dtype=torch.float64)
     for _, chunk in positions.chunks():
-        found[chunk.places] = SCORES[name](chunk).double()
+        rows, columns = chunk.places
+        found[rows.cpu(), columns.cpu()] = SCORES[name](chunk).cpu().double()
     return found
 
 

@@ -50,7 +50,7 @@ def measure(student: Causal, teacher: LocalTeacher | Remembering | None, batches
             positions = select(output, signal, placed, mask)
             example_sums = torch.zeros(len(batch), 1 + len(COMPARED) * (teacher is not None), dtype=torch.float64)
             for _, chunk in positions.chunks():
-                example_sums.index_add_(0, chunk.places[0].cpu(), _figures(chunk).double().cpu())
+                example_sums.index_add_(0, chunk.places[0].cpu(), _figures(chunk).cpu().double())
             if output.head.weight.shape[0] > output.head.vocab_size:
                 outside.append(mass_outside(positions.hidden, output.head).cpu())
             sums.append(example_sums)

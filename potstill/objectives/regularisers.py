@@ -45,16 +45,22 @@ def unlikelihood(
     Args:
         student_logits: unnormalised; gradient flows.
         seen_ids: tokens seen before each position; one that stands twice counts once. ``seen_before`` makes them.
-        seen_mask: which of them are real.
+        seen_mask: which of them are real; of the others not even the ids matter.
         target_ids: the token that is right at each position; never penalised.
     Returns: non-negative, unmasked, unreduced; 0 where nothing was seen.
+    Raises: ValueError if the positions differ.
     Numerics: computed in at least float32, float64 kept; near q = 1, log(1 - q) comes from the other tokens' logits, so
         it keeps its digits and its gradient is finite; +inf where every other token is excluded (logit -inf).
     Source: Welleck et al. 2020, arXiv:1908.04319, section 4.
     """
+    # scatter takes an index that is too short and leaves the other positions as they were.
+    if not student_logits.shape[:-1] == seen_ids.shape[:-1] == target_ids.shape or seen_ids.shape != seen_mask.shape:
+        shapes = [list(x.shape) for x in (student_logits, seen_ids, seen_mask, target_ids)]
+        raise ValueError(f"logits, seen ids, their mask and targets of {shapes} are not of the same positions")
     log_q = log_probs(student_logits)
-    counts = torch.zeros_like(log_q, dtype=torch.int64).scatter_add_(-1, seen_ids, seen_mask.long())
-    penalised = (counts > 0).scatter(-1, target_ids[..., None], False)
+    target = target_ids[..., None]
+    listed = torch.where(seen_mask, seen_ids, target)  # what is not real stands for the target, which is left out
+    penalised = torch.zeros_like(log_q, dtype=torch.bool).scatter(-1, listed, True).scatter(-1, target, False)
     return -torch.where(penalised, _log_complement(log_q), 0.0).sum(-1)
 
 
@@ -81,11 +87,16 @@ def embedding_similarity(
         embeddings: E, one row a token; treated as constant.
         mask: the real positions.
     Returns: from -1 to 1, one for each response; 0 with gradient 0 where it has fewer than two real positions.
+    Raises: ValueError if the mask's positions, or the number of embeddings, are not the logits'.
     Numerics: computed in at least float32, float64 kept; from the length of the sum of unit vectors, so no
         response x response matrix is made.
     Source: self-similarity as in Su et al. 2022, SimCTG, arXiv:2202.06417, section 3, on expected embeddings.
     """
-    q = log_probs(student_logits).exp().masked_fill(~mask[..., None], 0.0)
+    if student_logits.shape != (*mask.shape, embeddings.shape[0]):
+        raise ValueError(
+            f"logits of {list(student_logits.shape)} for a mask of {list(mask.shape)} and {len(embeddings)} embeddings"
+        )
+    q = log_probs(student_logits.masked_fill(~mask[..., None], 0.0)).exp()  # whatever stands in padding
     units = F.normalize(q @ embeddings.detach().to(q.dtype), dim=-1) * mask[..., None]
     count = mask.sum(-1).to(q.dtype)
     # |sum of n unit vectors|**2 is n and twice the sum of all pairs; what is not quite a unit is measured, not assumed.

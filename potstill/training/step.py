@@ -48,7 +48,7 @@ class MicroBatch:
 
     stream: LiveStream
     batch: Batch
-    weights: tuple[Tensor, ...]  # of each term, [batch, response]
+    weights: tuple[Tensor, ...]  # of each term, [batch, response], on the CPU
     signal: TeacherSignal | None
 
     def ask(self) -> TeacherSignal | None:
@@ -137,7 +137,7 @@ def bound(micro: MicroBatch, divide_by: dict[str, float], runtime: Runtime, prog
     """The terms as the evaluator takes them, for one micro-batch."""
     terms = []
     for term, weight in zip(micro.stream.terms, micro.weights, strict=True):
-        scale = weighting.scales(term.spec, weight, divide_by[term.key]).to(runtime.student_dtype)
+        scale = weighting.scales(term.spec, weight, divide_by[term.key]).to(runtime.student_dtype).to(runtime.device)
         terms.append(term.bound(scale, progress))
     return terms
 

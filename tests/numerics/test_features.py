@@ -61,6 +61,8 @@ def test_mse_and_cosine_equal_their_definitions() -> None:
     cosine = (S * T).sum(-1) / S.norm(dim=-1) / T.norm(dim=-1)
     torch.testing.assert_close(hidden_cosine(S, T), 1 - cosine, rtol=0, atol=1e-13)
     torch.testing.assert_close(normalised_mse(S, T), 2 * hidden_cosine(S, T), rtol=0, atol=1e-12)
+    assert (hidden_cosine(S, T) >= 0).all()
+    torch.testing.assert_close(hidden_cosine(S, -S), torch.full((2, 5), 2.0).double(), rtol=0, atol=1e-13)
 
 
 def plain_correlation(weight_on: float, weight_off: float) -> float:
@@ -88,6 +90,14 @@ def test_the_small_weight_is_off_the_diagonal() -> None:
     ).item()  # of one model with itself, all there is
     assert off_diagonal > 1
     assert correlation(S, S).item() == pytest.approx(0.005 * off_diagonal, rel=1e-9)
+
+
+def test_relation_heads_are_runs_of_channels() -> None:
+    """As a model's own heads are, so that with its own number of heads nothing is regrouped."""
+    found = relation_heads(S, 2)
+    assert found.shape == (2, 2, 5, 4)
+    assert torch.equal(found[:, 0], S[..., :4])
+    assert torch.equal(found[:, 1], S[..., 4:])
 
 
 def plain_relation(states: Tensor, b: int, h: int, query: int, keys: list[int]) -> Tensor:
@@ -178,16 +188,51 @@ def test_relations_do_not_see_a_rotation_of_the_channels_and_let_widths_differ()
 def test_cosine_does_not_see_length_and_a_zero_state_is_finite() -> None:
     torch.testing.assert_close(hidden_cosine(7 * S, T / 3), hidden_cosine(S, T), rtol=0, atol=1e-13)
     zero = torch.zeros(1, 8, dtype=torch.float64)
+    assert hidden_cosine(zero, T[0, :1]).item() == hidden_cosine(T[0, :1], zero).item() == 1
     for function in POSITIONWISE:
-        assert grad(function, zero, T[0, :1]).isfinite().all()
+        assert function(zero, T[0, :1]).isfinite().all()
         assert grad(function, T[0, :1], zero).isfinite().all()
+    for function in (hidden_cosine, normalised_mse):  # a direction that is not there cannot be turned
+        assert (grad(function, zero.half(), T[0, :1].half()) == 0).all()
+
+
+@every
+def test_a_state_that_is_not_a_number_is_not_hidden(function: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """What has no length and what does not vary count as 0; what has broken must reach whoever looks for it."""
+    broken = S.clone()
+    broken[0, 0, 1] = torch.nan
+    assert function(broken, T).isnan().any()
+    assert function(T, broken).isnan().any()
 
 
 def test_a_channel_that_does_not_vary_correlates_with_nothing() -> None:
     s = S.clone()
     s[..., 2] = 4.0
-    assert correlation(s, T).isfinite()
+    expected = correlation(s, T)
+    assert expected.isfinite()
     assert grad(correlation, s, T).isfinite().all()
+    s[..., 2] = 0.0
+    torch.testing.assert_close(correlation(s, T), expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [0.0, 0.1, 1000.3])
+def test_the_rounding_of_a_mean_is_no_variation(size: float) -> None:
+    """In float32 the mean of equal numbers is not that number; scaled up, what is left over would correlate fully."""
+    s, t = logits(56, 1, 700, 4).float(), logits(57, 1, 700, 4).float()
+    s[..., 1] = t[..., 1] = size
+    mask = torch.ones(1, 700, dtype=torch.bool)
+    others = [0, 2, 3]
+    expected = 1 + hidden_correlation(s[..., others], t[..., others], mask)
+    torch.testing.assert_close(hidden_correlation(s, t, mask), expected, rtol=1e-5, atol=0)
+    leaf = s.clone().requires_grad_()
+    found = torch.autograd.grad(hidden_correlation(leaf, t, mask), leaf)[0]
+    assert (found[..., 1] == 0).all()
+    assert found[..., 0].abs().max() > 0
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_correlation_does_not_see_the_size_of_a_channel(scale: float) -> None:
+    torch.testing.assert_close(correlation(scale * S + 3 * scale, T), correlation(S, T), rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -216,6 +261,17 @@ def test_maps_bring_states_to_one_width() -> None:
     assert not list(selected.parameters())
 
 
+def test_a_projection_takes_states_of_lower_precision_than_its_own() -> None:
+    channels, low = LearnedProjection(8, 12), S.bfloat16()
+    found = channels.student(low)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, low.float() @ channels.projection.weight.T)
+    hidden_mse(found, channels.teacher(logits(55, 2, 5, 12))).sum().backward()
+    weight = channels.projection.weight
+    assert weight.grad is not None
+    assert weight.grad.abs().max() > 0
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -239,5 +295,13 @@ def test_states_that_do_not_fit_are_refused() -> None:
         hidden_mse(S, T[..., :4])
     with pytest.raises(ValueError, match="states of"):
         relation_divergence(relation_heads(S, 2), relation_heads(T, 4), MASK)
+    with pytest.raises(ValueError, match="relation_heads makes the heads"):
+        relation_divergence(S, T, MASK)
+    with pytest.raises(ValueError, match="relation_heads makes the heads"):
+        relation_divergence(S[..., :5], T[..., :5], MASK)  # as wide as long: would broadcast to numbers of nothing
+    with pytest.raises(ValueError, match="relation_heads makes the heads"):
+        relation_divergence(relation_heads(S, 2), relation_heads(T, 2), MASK[:1])
+    with pytest.raises(ValueError, match="a mask of"):
+        hidden_correlation(S, T, MASK[:, :4])
     with pytest.raises(ValueError, match="at least two real tokens"):
         hidden_correlation(S, T, MASK & False)

@@ -116,6 +116,42 @@ def test_seen_before_is_earlier_real_and_of_the_same_response() -> None:
         [[], [4], [4, 5]],
         [[], [7], [7, 8]],
     ]
+    _, gap = seen_before(torch.tensor([[4, 5, 6]]), torch.tensor([[True, False, True]]))
+    assert gap[0, 2].tolist() == [True, False, False]
+
+
+def test_unlikelihood_of_a_response_equals_a_loop_over_its_positions() -> None:
+    response, real = torch.tensor([[3, 5, 3, 5], [7, 7, 1, 0]]), torch.tensor([[True] * 4, [True] * 3 + [False]])
+    s = logits(43, 2, 4, 9)
+    found = unlikelihood(s, *seen_before(response, real), response)
+    for b, length in enumerate([4, 3]):
+        for t in range(length):
+            distinct = set(response[b, :t].tolist()) - {response[b, t].item()}
+            q = s[b, t].softmax(0)
+            expected = -sum(math.log1p(-q[token].item()) for token in distinct)
+            assert found[b, t].item() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("filler", [-100, 0, 7, 10**6])
+def test_ids_that_are_not_real_change_nothing_whatever_they_are(filler: int) -> None:
+    ids, real = torch.full((30, 8), filler), torch.zeros(30, 8, dtype=torch.bool)
+    ids[:, :5], real[:, :5] = torch.where(MASK, SEEN, filler), MASK
+    found = unlikelihood(S, ids, real, torch.full((30,), 7))
+    assert torch.equal(found, penalty(S))
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    """scatter would take the short ones and leave the other rows without a penalty, or with one on their target."""
+    ids, real, target = SEEN.expand(30, -1), MASK.expand(30, -1), torch.full((30,), 7)
+    for call in (
+        lambda: unlikelihood(S, ids[:1], real[:1], target),
+        lambda: unlikelihood(S, ids, real, target[:1]),
+        lambda: unlikelihood(S, ids, real[:, :4], target),
+        lambda: embedding_similarity(ROWS, logits(41, 12, 4), REAL),
+        lambda: embedding_similarity(ROWS, EMBEDDINGS, REAL[:, :5]),
+    ):
+        with pytest.raises(ValueError, match="of \\["):
+            call()
 
 
 # --- Embedding similarity ---------------------------------------------------------------------------------------------
@@ -169,8 +205,12 @@ def test_embedding_similarity_has_a_gradient_that_makes_a_response_more_varied()
 def test_what_stands_in_padding_and_how_much_of_it_changes_nothing() -> None:
     expected = embedding_similarity(ROWS, EMBEDDINGS, REAL)
     other = ROWS.clone()
-    other[~REAL] = 77.0
+    other[~REAL] = torch.nan
     torch.testing.assert_close(embedding_similarity(other, EMBEDDINGS, REAL), expected, rtol=0, atol=0)
+    leaf = other.requires_grad_()
+    found = grad(embedding_similarity(leaf, EMBEDDINGS, REAL), leaf)
+    assert (found[~REAL] == 0).all()
+    assert found.isfinite().all()
     wide = torch.nn.functional.pad(ROWS, (0, 0, 0, 4))
     wider = embedding_similarity(wide, EMBEDDINGS, torch.nn.functional.pad(REAL, (0, 4)))
     torch.testing.assert_close(wider, expected, rtol=0, atol=1e-14)
