@@ -5,6 +5,7 @@ In all docstrings p = softmax(teacher / T) and q = softmax(student / T).
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -12,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from potstill.errors import ConfigError
-from potstill.objectives.distributions import kl_between, log_probs, pair, same_vocabulary
+from potstill.objectives.distributions import kl_between, log_probs, pair, same_positions
 from potstill.types import TeacherLogits
 
 LogitWeights = Literal["student", "teacher", "uniform"]
@@ -121,6 +122,8 @@ def alpha_beta(
         Finite for alpha, beta > 0; elsewhere infinite where a model gives 0.
     Source: Cichocki et al. 2011, doi:10.3390/e13010134; Wang et al. 2025, ABKD, arXiv:2505.04560.
     """
+    if not math.isfinite(alpha) or not math.isfinite(beta):
+        raise ConfigError(f"alpha is {alpha} and beta {beta}", "give two finite powers; ABKD uses 0.2 and 0.7")
     why_not = "" if alpha + beta == 1 else "with alpha + beta other than 1, merging tokens is no lower bound"
     log_q, log_p = pair(student_logits, teacher_logits, temperature, why_not)
     return alpha_beta_between(log_p, log_q, alpha, beta)
@@ -157,7 +160,7 @@ def logit_matching(
             raise ConfigError(f"weights is {name!r}", f"choose one of {', '.join(get_args(LogitWeights))}")
     if not isinstance(teacher_logits, Tensor):
         raise ConfigError("a sparse teacher has no logits of the other tokens to match", "give the teacher's logits")
-    same_vocabulary(student_logits, teacher_logits)
+    same_positions(student_logits, teacher_logits)
     log_q, log_p = log_probs(student_logits, temperature), log_probs(teacher_logits.detach(), temperature)
     # Log-probabilities are logits less a constant, which the centring below takes out again.
     no_p, no_q = torch.isneginf(log_p), torch.isneginf(log_q)

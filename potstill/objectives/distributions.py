@@ -41,8 +41,10 @@ def pair(
         different size.
     """
     if isinstance(teacher, Tensor):
-        same_vocabulary(student_logits, teacher)
+        same_positions(student_logits, teacher)
         return log_probs(student_logits, temperature), log_probs(teacher.detach(), temperature)
+    if not isinstance(teacher, TopK | Sampled):
+        raise TypeError(f"the teacher is a {type(teacher).__name__}: give logits as a tensor, TopK or Sampled")
     if isinstance(teacher, Sampled):
         raise ConfigError(
             "sampled teacher tokens stand for its probabilities only on average, and this objective is not linear "
@@ -53,7 +55,7 @@ def pair(
         raise ConfigError(
             f"a top-k teacher does not say enough for this objective: {why_not_top_k}", "give the teacher's logits"
         )
-    check_temperature(teacher, temperature)
+    check_sparse(student_logits, teacher, temperature)
     listed = teacher.log_probs.detach()
     log_p = torch.cat([listed, teacher.log_tail_mass.detach().to(listed.dtype)[..., None]], -1)
     log_q = with_rest(log_probs(student_logits, temperature), teacher.ids)
@@ -72,17 +74,35 @@ def with_rest(log_q: Float[Tensor, "*pos vocab"], ids: Int[Tensor, "*pos topk"])
     return torch.cat([log_q.gather(-1, ids), rest.masked_fill(nothing_left, -torch.inf)], -1)
 
 
-def same_vocabulary(student_logits: Tensor, teacher_logits: Tensor) -> None:
-    """Raises: ValueError where the two have not the same number of logits."""
+def same_positions(student_logits: Tensor, teacher_logits: Tensor) -> None:
+    """Raises: ValueError where the two have not the same number of logits, or not one for each other's positions: to
+    broadcast would pair tokens that do not belong together."""
     if student_logits.shape[-1] != teacher_logits.shape[-1]:
         raise ValueError(
             f"the student has {student_logits.shape[-1]} logits and the teacher {teacher_logits.shape[-1]}: "
             "the two must share a vocabulary"
         )
+    _same_places(student_logits, teacher_logits)
 
 
-def check_temperature(teacher: TopK | Sampled, temperature: float) -> None:
-    """Raises: ConfigError where a sparse teacher was made at another temperature than is asked for."""
+def _same_places(student_logits: Tensor, teacher: Tensor) -> None:
+    if student_logits.shape[:-1] != teacher.shape[:-1]:
+        raise ValueError(
+            f"the student's logits are of positions {list(student_logits.shape[:-1])} and the teacher's of "
+            f"{list(teacher.shape[:-1])}: they must be the same positions"
+        )
+
+
+def check_sparse(student_logits: Tensor, teacher: TopK | Sampled, temperature: float) -> None:
+    """Raises: ConfigError where a sparse teacher was made at another temperature than is asked for; ValueError where
+    it is of other positions or names tokens that the student does not have."""
+    _same_places(student_logits, teacher.ids)
+    # On an accelerator looking would mean waiting, and its own bounds check says so, if less kindly.
+    if teacher.ids.device.type == "cpu" and teacher.ids.numel() and int(teacher.ids.max()) >= student_logits.shape[-1]:
+        raise ValueError(
+            f"the teacher names token {int(teacher.ids.max())} and the student has {student_logits.shape[-1]} logits: "
+            "the two must share a vocabulary"
+        )
     if teacher.temperature != temperature:
         raise ConfigError(
             f"the teacher's sparse probabilities were taken at temperature {teacher.temperature}, not {temperature}, "

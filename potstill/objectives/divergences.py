@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from potstill.errors import ConfigError
-from potstill.objectives.distributions import check_temperature, kl_between, log_mixture, log_probs, pair
+from potstill.objectives.distributions import check_sparse, kl_between, log_mixture, log_probs, pair
 from potstill.types import Sampled, TeacherLogits
 
 SMALL_WEIGHT = 0.05  # of a model in a Jensen-Shannon mixture: below it the divergence has under a tenth of KL's scale
@@ -187,7 +187,7 @@ def skew_reverse_kl(
 
 def _kl_from_draws(student_logits: Tensor, teacher: Sampled, temperature: float) -> Tensor:
     """sum w (log w - log q): its gradient, (sum w) q - w, is linear in the weights and so right on average."""
-    check_temperature(teacher, temperature)
+    check_sparse(student_logits, teacher, temperature)
     log_q = log_probs(student_logits, temperature).gather(-1, teacher.ids)
     weights = teacher.weights.detach().to(log_q.dtype)
     return torch.where(weights > 0, torch.xlogy(weights, weights) - weights * log_q, 0.0).sum(-1)

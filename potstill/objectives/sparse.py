@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from potstill.errors import ConfigError
-from potstill.objectives.distributions import log_probs, same_vocabulary, with_rest
+from potstill.objectives.distributions import log_probs, same_positions, with_rest
 from potstill.types import Sampled, TopK
 
 
@@ -38,7 +38,7 @@ def student_top_k(
 
     Raises: ConfigError unless 1 <= k <= vocab and T > 0; ValueError if the vocabularies differ in size.
     """
-    same_vocabulary(student_logits, teacher_logits)
+    same_positions(student_logits, teacher_logits)
     return score(teacher_logits, _most_likely(student_logits, k), temperature=temperature)
 
 
@@ -80,7 +80,7 @@ def draw(
         )
     log_p = log_probs(teacher_logits, temperature)
     log_r = log_p if proposal_power == 1 else torch.log_softmax(proposal_power * log_p, -1)
-    flat = torch.multinomial(log_r.exp().flatten(0, -2), num_draws, replacement=True, generator=generator)
+    flat = torch.multinomial(log_r.exp().reshape(-1, log_r.shape[-1]), num_draws, replacement=True, generator=generator)
     ids, counts = _distinct(flat.view(*log_r.shape[:-1], num_draws))
     weights = counts.to(log_p.dtype) / num_draws
     if proposal_power != 1:

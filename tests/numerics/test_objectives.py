@@ -14,6 +14,7 @@ from torch import Tensor
 
 from potstill import objectives, recipe
 from potstill.errors import ConfigError
+from potstill.objectives import sparse
 from tests.numerics.table import logits
 
 TEMPERED = "(student_logits, teacher_logits, *, {}temperature=1.0)"
@@ -130,3 +131,36 @@ def test_vocabularies_of_different_size_are_refused(name: str) -> None:
     needed = {"alpha_beta": {"alpha": 0.2, "beta": 0.7}, "interpolated_forward_kl": {"t": 0.5}}
     with pytest.raises(ValueError, match="5 logits and the teacher 4"):
         getattr(objectives, name)(logits(23, 3, 5), logits(24, 3, 4), **needed.get(name, {}))
+
+
+def test_positions_are_never_broadcast() -> None:
+    """A batch of one would pair every student row with the same teacher row."""
+    s, t = logits(25, 2, 3, 5), logits(26, 2, 3, 5)
+    for teacher in (t[:1], t[0], t[:, :2], sparse.top_k(t[:1], 2), sparse.draw(t[:1], 4)):
+        with pytest.raises(ValueError, match="must be the same positions"):
+            objectives.forward_kl(s, teacher)
+
+
+def test_a_sparse_teacher_of_a_larger_vocabulary_is_refused() -> None:
+    s, t = logits(25, 3, 5), logits(26, 3, 50)
+    for teacher in (sparse.top_k(t, 20), sparse.draw(t, 20)):
+        with pytest.raises(ValueError, match=r"names token \d+ and the student has 5 logits"):
+            objectives.forward_kl(s, teacher)
+
+
+def test_something_else_than_a_teacher_is_said_so() -> None:
+    with pytest.raises(TypeError, match="the teacher is a ndarray: give logits as a tensor, TopK or Sampled"):
+        objectives.reverse_kl(logits(25, 3, 5), logits(26, 3, 5).numpy())  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="two finite powers"):
+        objectives.alpha_beta(logits(25, 3, 5), logits(26, 3, 5), alpha=float("nan"), beta=1.0)
+
+
+def test_a_label_that_is_no_token_is_no_silent_zero() -> None:
+    with pytest.raises(IndexError, match="-100 is out of bounds"):
+        objectives.cross_entropy(logits(25, 3, 5), torch.tensor([1, -100, 2]))
+
+
+def test_one_position_without_a_batch_is_fine() -> None:
+    s, t = logits(25, 5), logits(26, 5)
+    for teacher in (t, sparse.top_k(t, 2), sparse.draw(t, 4)):
+        assert objectives.forward_kl(s, teacher).shape == ()
