@@ -243,3 +243,29 @@ def test_the_gradient_is_handed_over_once() -> None:
     total.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="call backward once"):
         total.backward()
+
+
+@pytest.mark.parametrize("scale", [1.0, -2.5])
+def test_a_head_with_a_bias_and_padded_rows_and_a_scaled_total(scale: float) -> None:
+    """What no tiny family has at once: a bias, rows that are cut, and a loss that is multiplied before backward."""
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = (torch.randn(*shape, dtype=torch.float64, generator=generator) for shape in ((24, 6), (24,)))
+    hidden, other = (torch.randn(4, 14, 6, dtype=torch.float64, generator=generator) for _ in range(2))
+    batch = replace(tiny.batch(LENGTHS), response_ids=tiny.batch(LENGTHS).response_ids % 20)
+    teacher = Live(other, Head(weight.flip(0), bias.flip(0), None, 20))
+    leaves = [x.clone().requires_grad_() for x in (hidden, weight, bias)]
+    output = StudentOutput(leaves[0], Head(leaves[1], leaves[2], None, 20))
+    terms = [bound("forward_kl", batch), bound("cross_entropy", batch, 0.5)]
+    total, _ = evaluate_terms(output, teacher, batch, terms, chunk_size=5)
+    found = torch.autograd.grad(scale * total, leaves)
+
+    plain = [x.clone().requires_grad_() for x in (hidden, weight, bias)]
+    mask = batch.response_mask
+    s = (plain[0][mask] @ plain[1].T + plain[2])[:, :20]
+    t = (other[mask] @ weight.flip(0).T + bias.flip(0))[:, :20]
+    each = objectives.forward_kl(s, t) + 0.5 * objectives.cross_entropy(s, batch.response_ids[mask])
+    expected = torch.autograd.grad(scale * (each * terms[0].scale[mask]).sum(), plain)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    assert (found[1][20:] == 0).all()
+    assert (found[2][20:] == 0).all()
