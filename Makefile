@@ -5,6 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
+export OMP_WAIT_POLICY ?= PASSIVE  # spinning threads starve whatever else runs (docs/decisions, 11)
 
 .PHONY: demo test test-slow lint docs clean
 
