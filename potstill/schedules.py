@@ -105,6 +105,8 @@ class TaidSchedule:
 
     def observe(self, figure: float, progress: float) -> None:
         """Learn from the value of the term at the step that ``value(progress)`` was used for."""
+        if not math.isfinite(figure):
+            return  # nothing can be learned from it, and it would be remembered for ever
         self._reached = self.value(progress)
         if self._previous is not None:
             fall = (self._previous - figure) / (self._previous + 1e-15)
@@ -144,6 +146,8 @@ class DistillmSchedule:
 
     def observe(self, figure: float, progress: float) -> None:
         """Learn from a validation loss."""
+        if not math.isfinite(figure):
+            return
         if self._compared_with is None:
             self._compared_with = figure
         elif figure >= self._compared_with + self._tolerance:

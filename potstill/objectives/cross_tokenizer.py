@@ -94,6 +94,12 @@ def approximate_likelihood_matching(
     _same_batch(student_logprobs, teacher_logprobs)
     highest = [int(chunks.max()) for chunks in (student_chunks, teacher_chunks) if chunks.numel()]
     count = max([-1, *highest]) + 1
+    for whose, logprobs, chunks in (
+        ("student", student_logprobs, student_chunks),
+        ("teacher", teacher_logprobs, teacher_chunks),
+    ):
+        if bool(((logprobs > 1e-3) & (chunks >= 0)).any()):
+            raise ValueError(f"the {whose}'s log-probabilities are above 0: negate a cross-entropy, and take no exp")
     ours, have = _chunk_sums(student_logprobs, student_chunks, count)
     theirs, they_have = _chunk_sums(teacher_logprobs.detach(), teacher_chunks, count)
     if not torch.equal(have, they_have):

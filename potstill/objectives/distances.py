@@ -14,7 +14,7 @@ from torch import Tensor
 
 from potstill.errors import ConfigError
 from potstill.objectives.distributions import kl_between, log_probs, pair, same_positions
-from potstill.types import TeacherLogits
+from potstill.types import Sampled, TeacherLogits, TopK
 
 LogitWeights = Literal["student", "teacher", "uniform"]
 
@@ -158,7 +158,7 @@ def logit_matching(
     for name in (weights, other_weights or weights):
         if name not in get_args(LogitWeights):
             raise ConfigError(f"weights is {name!r}", f"choose one of {', '.join(get_args(LogitWeights))}")
-    if not isinstance(teacher_logits, Tensor):
+    if isinstance(teacher_logits, TopK | Sampled):
         raise ConfigError("a sparse teacher has no logits of the other tokens to match", "give the teacher's logits")
     same_positions(student_logits, teacher_logits)
     log_q, log_p = log_probs(student_logits, temperature), log_probs(teacher_logits.detach(), temperature)

@@ -180,7 +180,7 @@ class AssistantDivergence(TeacherSection):
     def _assistant_is_not_the_anchor(self) -> Self:
         if self.teacher_weight == (1 if self.anchor == "teacher" else 0):
             raise ValueError(
-                f"at teacher_weight {self.teacher_weight:g} the assistant is the {self.anchor}. Give a share between"
+                f"at teacher_weight {self.teacher_weight:g} the assistant is the {self.anchor}. Give another share"
             )
         return self
 

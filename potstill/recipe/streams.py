@@ -88,9 +88,15 @@ class Stream(Section):
 
     @model_validator(mode="after")
     def _signal_fits_terms(self) -> Self:
-        needy = [term.objective.name for term in self.terms if term.needs_teacher]
+        needy = [
+            f"objective {term.objective.name}"
+            if isinstance(term.objective, TeacherSection)
+            else f"weighting {term.weighting.name}"
+            for term in self.terms
+            if term.needs_teacher
+        ]
         if needy and self.signal.name == "none":
-            raise ValueError(f"objective {needy[0]} compares with a teacher but signal is none. Set signal to logits")
+            raise ValueError(f"{needy[0]} compares with a teacher but signal is none. Set signal to logits")
         if not needy and self.signal.name != "none":
             raise ValueError(f"signal is {self.signal.name} but no term compares with the teacher. Set signal to none")
         for term in self.terms:

@@ -118,3 +118,19 @@ def test_selftest_without_a_teacher_says_what_to_do(potstill: Command) -> None:
     assert result.returncode == 2
     assert "has no teacher to compare with" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("settings", [["student=teacher"], ["weighting=entropy_gate", "weighting.threshold=99"]])
+def test_selftest_of_a_loss_that_is_nothing_measures_differences_and_not_shares(
+    potstill: Command, settings: list[str]
+) -> None:
+    """At agreement, or where a gate lets nothing through, there is no gradient to take a share of."""
+    models = {
+        key: value for key, value in MODELS.items() if not (key.startswith("student") and "student" in settings[0])
+    }
+    result = potstill("selftest", *as_arguments(models), *settings, "--format", "json")
+    assert "Traceback" not in result.stderr
+    changes = [check for check in json.loads(result.stdout) if "change of the gradient" in check["what"]]
+    arrangements = [check for check in changes if not check["what"].startswith("another teacher")]
+    assert len(arrangements) == 5
+    assert all(check["passed"] for check in arrangements)

@@ -459,3 +459,12 @@ def test_alm_refuses_what_does_not_fit() -> None:
     t_chunks[1, 2] = -1
     with pytest.raises(ValueError, match="row 1: only the student has tokens in chunk 1"):
         approximate_likelihood_matching(s, t, s_chunks, t_chunks)
+
+
+def test_alm_refuses_what_are_no_log_probabilities() -> None:
+    """A cross-entropy that was not negated would be a likelihood above 1: a loss of 0 without a gradient."""
+    chunks = torch.tensor([[0, 1]])
+    good, bad = torch.tensor([[-1.0, -2.0]]), torch.tensor([[1.0, 2.0]])
+    for student, teacher, whose in ((bad, good, "student"), (good, bad, "teacher")):
+        with pytest.raises(ValueError, match=f"the {whose}'s log-probabilities are above 0"):
+            approximate_likelihood_matching(student, teacher, chunks, chunks)

@@ -164,3 +164,11 @@ def test_one_position_without_a_batch_is_fine() -> None:
     s, t = logits(25, 5), logits(26, 5)
     for teacher in (t, sparse.top_k(t, 2), sparse.draw(t, 4)):
         assert objectives.forward_kl(s, teacher).shape == ()
+
+
+def test_targets_of_other_positions_are_refused() -> None:
+    s = logits(25, 2, 3, 5)
+    for ids in (torch.zeros(3, 2), torch.zeros(6), torch.zeros(2, 3, 1)):
+        with pytest.raises(ValueError, match="one token id for each position"):
+            objectives.cross_entropy(s, ids.long())
+    assert objectives.cross_entropy(s, torch.zeros(2, 3, dtype=torch.int32)).shape == (2, 3)

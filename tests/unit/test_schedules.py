@@ -153,3 +153,14 @@ def test_distillm_never_leaves_its_range() -> None:
         assert previous <= schedule.value(0.0) <= 1
         previous = schedule.value(0.0)
     assert previous == 1
+
+
+@pytest.mark.parametrize("figure", [math.nan, math.inf])
+def test_a_figure_that_is_not_finite_is_not_learned_from(figure: float) -> None:
+    for make in (lambda: taid(rate=0.2), schedules.DistillmSchedule):
+        with_it, without = make(), make()
+        for index, loss in enumerate([figure, 3.0, figure, 2.0, 5.0]):
+            with_it.observe(loss, index / 10)
+            if math.isfinite(loss):
+                without.observe(loss, index / 10)
+        assert with_it.state_dict() == without.state_dict()
