@@ -1,4 +1,4 @@
-"""Puts together what a stage needs: processes, data, teacher, student, streams. Nothing is trained here."""
+"""Puts together the models of a stage: its teacher and its student. Nothing is trained here."""
 
 from __future__ import annotations
 
@@ -11,18 +11,14 @@ import torch
 from potstill import recipe as schema
 from potstill.data.examples import Tokenised
 from potstill.data.prepare import Prepared
-from potstill.errors import ConfigError
 from potstill.models import pruning
 from potstill.models.families import Causal, check_projection
 from potstill.models.loading import config_of, load, load_tokenizer, output_rows
-from potstill.sources.dataset import DatasetSource, batches
+from potstill.sources.dataset import batches
 from potstill.teachers.align import SharedVocabulary, shared_vocabulary
-from potstill.teachers.local import LocalTeacher, Remembering, SignalSource
-from potstill.teachers.sparse import SparseTeacher
+from potstill.teachers.local import LocalTeacher, Remembering
 from potstill.training.checkpoint import Checkpoint
 from potstill.training.runtime import Runtime
-from potstill.training.step import LiveStream
-from potstill.training.terms import LiveTerm
 
 INFLUENCE_TOKENS = 1024
 
@@ -193,34 +189,6 @@ def calibration_rows(data: Prepared) -> list[Tokenised]:
     return rows
 
 
-def build_streams(
-    stage: schema.Stage, data: Prepared, teaching: Teaching | None, seed: int, pad_id: int
-) -> list[LiveStream]:
-    """Each stream of the stage with its source, and with the teacher where it asks for a signal."""
-    return [
-        LiveStream(
-            spec=spec,
-            source=DatasetSource(data.train, seed=seed, pad_id=pad_id),
-            teacher=asked(teaching, spec.signal, seed),
-            terms=tuple(LiveTerm(spec.name, term) for term in spec.terms),
-        )
-        for spec in stage.streams
-    ]
-
-
-def asked(teaching: Teaching | None, signal: schema.AnySignal, seed: int) -> SignalSource | None:
-    """The teacher as a stream asks it."""
-    if teaching is None or signal.name == "none":
-        return None
-    if signal.name == "logits":
-        return teaching.teacher
-    if signal.name == "top_k" and signal.k > teaching.vocab_size:
-        raise ConfigError(
-            f"signal.k is {signal.k} and the vocabulary has {teaching.vocab_size} tokens", "set a smaller k"
-        )
-    return SparseTeacher(teaching.teacher, signal, seed)
-
-
 def equal_time_sft(stage: schema.Stage, seconds: float) -> schema.Stage:
     """The honest question to a distilled student: the same one, fine-tuned on the same text for the same time."""
     imitate = schema.Term(objective=schema.CrossEntropy())
@@ -231,9 +199,14 @@ def equal_time_sft(stage: schema.Stage, seconds: float) -> schema.Stage:
             "student": _standing_alone(stage),
             "streams": (schema.Stream(terms=(imitate,)),),
             "budget": schema.Budget(seconds=seconds),
-            "checkpoint": stage.checkpoint.model_copy(update={"best_by": "perplexity"}),
+            "checkpoint": stage.checkpoint.model_copy(update={"best_by": _without_teacher(stage.checkpoint.best_by)}),
         }
     )
+
+
+def _without_teacher(metric: str) -> str:
+    """The metric that names the best student, where no teacher is asked."""
+    return metric if metric in schema.METRICS_WITHOUT_TEACHER else "perplexity"
 
 
 def _standing_alone(stage: schema.Stage) -> schema.Student:

@@ -12,6 +12,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal, Protocol
 
+from jaxtyping import Float
+from torch import Tensor
+
 from potstill import recipe
 
 
@@ -38,6 +41,11 @@ def linear(progress: float, *, start: float, end: float, share: float = 1.0) -> 
 def cosine(progress: float, *, start: float, end: float, share: float = 1.0) -> float:
     """From start to end along half a cosine over the first ``share`` of the budget, then level."""
     return end + (start - end) * (1 + math.cos(math.pi * min(progress / share, 1.0))) / 2
+
+
+def exponential(progress: float, *, start: float, end: float, left: float = 0.01) -> float:
+    """From start towards end, by the same factor at every step; ``left`` of the distance is left at the end."""
+    return end + (start - end) * left ** min(progress, 1.0)
 
 
 def step(progress: float, *, values: Sequence[float], at: Sequence[float]) -> float:
@@ -162,6 +170,41 @@ class DistillmSchedule:
         self._compared_with = state["compared_with"]
 
 
+class CurriculumSkew:
+    """DistiLLM-2's skew, one for each response: 1 - (1 - start) * c / gap, kept from ``least`` to ``start``.
+
+    The gap of a response is exp(mean log p) - exp(mean log q), teacher less student, over its tokens, and c is the mean
+    gap of the first step. So a response on which the models have come closer gets a smaller skew, a harder comparison.
+
+    Source: Ko et al. 2025, DistiLLM-2, arXiv:2503.07067, section 3.3; their code for the numbers.
+    """
+
+    def __init__(self, *, start: float = 0.1, least: float = 0.01):
+        self._start, self._least = start, least
+        self._first: float | None = None
+
+    @property
+    def is_anchored(self) -> bool:
+        return self._first is not None
+
+    def anchor(self, mean_gap: float) -> None:
+        """Take the mean gap of the first step for c."""
+        self._first = mean_gap
+
+    def values(self, gaps: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        """The skew of each response."""
+        if self._first is None:
+            raise ValueError("the skew is measured against the first step's gap, which has not been told yet")
+        wanted = 1 - (1 - self._start) * self._first / (gaps + 1e-5)
+        return wanted.nan_to_num(self._start).clamp(self._least, self._start)
+
+    def state_dict(self) -> dict[str, float | None]:
+        return {"first": self._first}
+
+    def load_state_dict(self, state: dict[str, float | None]) -> None:
+        self._first = state["first"]
+
+
 def _sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
 
@@ -176,6 +219,8 @@ def build(setting: float | recipe.Schedule) -> Schedule:
             return Fixed(partial(linear, start=setting.start, end=setting.end, share=setting.share))
         case recipe.CosineSchedule():
             return Fixed(partial(cosine, start=setting.start, end=setting.end, share=setting.share))
+        case recipe.ExponentialSchedule():
+            return Fixed(partial(exponential, start=setting.start, end=setting.end, left=setting.left))
         case recipe.StepSchedule():
             return Fixed(partial(step, values=setting.values, at=setting.at))
         case recipe.TaidSchedule():

@@ -9,7 +9,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +18,16 @@ import torch
 from potstill import assembly, recipe_io
 from potstill import recipe as schema
 from potstill.assembly import Student, Teaching
+from potstill.data.examples import Tokenised
 from potstill.data.prepare import Prepared, prepare
 from potstill.environment import environment
 from potstill.evaluation.evaluator import measure
-from potstill.evaluation.generation import judge_answers
+from potstill.evaluation.generation import greedy_rouge_l, judge_answers
 from potstill.models.families import Causal
 from potstill.models.loading import load
 from potstill.run import MODELS, Run, remove_folder, write_text
 from potstill.sources.dataset import batches
+from potstill.streams import Parts, build_streams, plain_text_of
 from potstill.teachers.local import Remembering
 from potstill.training import checkpoint
 from potstill.training import runtime as runtimes
@@ -47,6 +49,7 @@ class Bench:
     data: Prepared
     tokenizer: Any
     teaching: Teaching | None
+    plain_text: Mapping[str, Sequence[Tokenised]]
     stop: StopRequest
     allow_remote_code: bool
 
@@ -98,13 +101,14 @@ def set_up(recipe: schema.Recipe, run: Run, stop: StopRequest, allow_remote_code
     recipe = _settled(recipe, runtime)
     tokenizer = assembly.student_tokenizer(stage, allow_remote_code)
     data = prepare(stage.data, tokenizer, quarantine_file=run.quarantine_file if runtime.is_main else None)
+    plain_text = plain_text_of(stage, tokenizer)
     teaching = assembly.load_teaching(stage, tokenizer, runtime, allow_remote_code)
     if runtime.is_main:
         write_text(run.recipe_file, recipe_io.dump(recipe))
         run.write("env", environment(str(runtime.device), recipe.dtype))
         run.write("data", data.counts | ({"vocabulary": teaching.note} if teaching and teaching.note else {}))
     runtime.barrier()
-    return Bench(recipe, run, runtime, data, tokenizer, teaching, stop, allow_remote_code)
+    return Bench(recipe, run, runtime, data, tokenizer, teaching, plain_text, stop, allow_remote_code)
 
 
 def _settled(recipe: schema.Recipe, runtime: Runtime) -> schema.Recipe:
@@ -149,15 +153,30 @@ def _job(bench: Bench, training: Training, student: Student) -> Job:
 
     def validate() -> dict[str, float]:
         with bench.runtime.autocast():
-            return measure(student.family, bench.examiner, validation)
+            figures = measure(student.family, bench.examiner, validation)
+            if stage.checkpoint.best_by == "rouge_l":
+                answered = bench.data.validation[: stage.evaluation.generate_examples]
+                figures["rouge_l"] = greedy_rouge_l(student.family, bench.tokenizer, answered, stage.evaluation)
+        return figures
 
+    parts = Parts(
+        stage=stage,
+        data=bench.data,
+        plain_text=bench.plain_text,
+        teaching=bench.teaching,
+        student=student.family,
+        tokenizer=bench.tokenizer,
+        runtime=bench.runtime,
+        folder=training.run.path,
+        seed=bench.recipe.seed,
+    )
     return Job(
         stage=stage,
         run=training.run,
         runtime=bench.runtime,
         student=student.family,
         tokenizer=bench.tokenizer,
-        streams=assembly.build_streams(stage, bench.data, bench.teaching, bench.recipe.seed, pad_id),
+        streams=build_streams(parts),
         validate=validate,
         examples_per_epoch=len(bench.data.train),
         seed=bench.recipe.seed,

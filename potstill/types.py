@@ -16,12 +16,27 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Credit:
+    """What a policy gradient has to know of sampled tokens. Constant, 0 at padding.
+
+    ``behaviour_logprobs`` are those of the student that took part in sampling; ``advantages`` are larger for tokens
+    that should become more likely.
+    """
+
+    behaviour_logprobs: Float[Tensor, "batch response"]
+    advantages: Float[Tensor, "batch response"]
+
+
+@dataclass(frozen=True)
 class Batch:
     """Prompts and responses as token ids.
 
     Prompts are padded on the left and responses on the right, so position ``[:, 0]`` of the response follows the
     prompt in every row. The masks say which ids are real; they are made from lengths and never from the ids, so a
     pad id that equals the end-of-sequence id cannot hide a real token.
+
+    Sampled responses bring ``importance_weights``, the student's probability of each token over that of whoever wrote
+    it, and, where a policy gradient is taken, ``credit``.
     """
 
     prompt_ids: Int[Tensor, "batch prompt"]
@@ -29,6 +44,8 @@ class Batch:
     response_ids: Int[Tensor, "batch response"]
     response_mask: Bool[Tensor, "batch response"]
     example_ids: tuple[str, ...]
+    importance_weights: Float[Tensor, "batch response"] | None = None
+    credit: Credit | None = None
 
     def __len__(self) -> int:
         return self.prompt_ids.shape[0]
@@ -42,13 +59,13 @@ class Batch:
         return int(self.prompt_mask.sum()) + self.num_response_tokens
 
     def to(self, device: torch.device) -> Batch:
-        return replace(
-            self,
-            prompt_ids=self.prompt_ids.to(device),
-            prompt_mask=self.prompt_mask.to(device),
-            response_ids=self.response_ids.to(device),
-            response_mask=self.response_mask.to(device),
-        )
+        """The batch on a device: itself where it is there already."""
+        if self.prompt_ids.device == device:
+            return self
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved: dict[str, Any] = {name: value.to(device) for name, value in tensors.items()}
+        credit = self.credit and Credit(*(value.to(device) for value in vars(self.credit).values()))
+        return replace(self, credit=credit, **moved)
 
 
 @dataclass(frozen=True)

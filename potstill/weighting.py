@@ -3,7 +3,7 @@
 A weighting gives non-negative constants ``[batch, response]``, 0 at padding and at every token it leaves out: those are
 in neither the numerator nor the denominator. A reduction turns weights into scales, so that sum(scale * objective) over
 all micro-batches of all processes is the term's value: the denominators are global and known before any gradient is
-taken. Only the proportions of the weights matter.
+taken. Only the proportions of the weights matter; but importance weights are divided by the number of tokens.
 
 Some weightings go by a score of each token, which takes a pass over both models first (``scores``).
 """
@@ -60,6 +60,18 @@ def gate(
     return ((scores.detach() > threshold) & mask).double()
 
 
+def importance(
+    sampled: Float[Tensor, "batch response"] | None, mask: Bool[Tensor, "batch response"]
+) -> Float[Tensor, "batch response"]:
+    """The student's probability of each token over that of whoever wrote it.
+
+    Raises: ValueError where nobody said how the responses were written.
+    """
+    if sampled is None:
+        raise ValueError("weighting importance is about sampled responses, and these were not sampled")
+    return torch.where(mask, sampled.detach().cpu().double().clamp_min(1e-300), 0.0)
+
+
 def weights(
     spec: recipe.AnyWeighting, batch: Batch, score: Float[Tensor, "batch response"] | None = None
 ) -> Float[Tensor, "batch response"]:
@@ -75,6 +87,8 @@ def weights(
     match spec:
         case recipe.UniformWeighting():
             return uniform(mask)
+        case recipe.ImportanceWeighting():
+            return importance(batch.importance_weights, mask)
         case recipe.PositionWeighting():
             return position(mask, spec.decay)
     if score is None:
@@ -135,7 +149,7 @@ def scores(
 def denominator(term: recipe.Term, weight: Float[Tensor, "batch response"]) -> float:
     """This batch's share of what the term divides by: its weight (token mean) or its sequences (sequence mean)."""
     if term.reduction == "token_mean":
-        return float(weight.sum())
+        return float(_divisor(term, weight).sum())
     return float((weight.sum(1) > 0).sum())
 
 
@@ -147,5 +161,10 @@ def scales(
         return weight
     if term.reduction == "token_mean":
         return weight / global_denominator
-    per_sequence = weight.sum(1, keepdim=True)
+    per_sequence = _divisor(term, weight).sum(1, keepdim=True)
     return weight / per_sequence.clamp_min(1e-300) / global_denominator
+
+
+def _divisor(term: recipe.Term, weight: Tensor) -> Tensor:
+    """What a mean over tokens divides by: the weights; the number of tokens where the weights are 1 on average."""
+    return (weight > 0).double() if term.weighting.name == "importance" else weight

@@ -24,9 +24,13 @@ from potstill.errors import ConfigError
 from potstill.evaluation.evaluator import mass_outside
 from potstill.objectives import sparse
 from potstill.objectives.chunked import evaluate_terms
+from potstill.sources.dataset import DatasetSource
+from potstill.sources.rollout import Judge
+from potstill.streams import asked
 from potstill.training import runtime as runtimes
 from potstill.training.runtime import Runtime
-from potstill.training.step import LiveStream, bound, denominators, weighed
+from potstill.training.step import LiveStream, anchor, bound, denominators, weighed
+from potstill.training.terms import LiveTerm
 from potstill.types import Batch, TeacherLogits
 
 MAX_PROMPT = 24  # tokens: enough to disagree about, few enough for a minute
@@ -66,6 +70,7 @@ class Pair:
     teacher: assembly.Teaching
     student: assembly.Student
     streams: Sequence[LiveStream]
+    judges: Sequence[Judge | None]  # of the streams, where sampled tokens get credit: the rows stand for samples
     rows: Sequence[Tokenised]
     pad_id: int
 
@@ -112,12 +117,17 @@ def _pair(recipe: schema.Recipe, allow_remote_code: bool) -> Pair:
     assert teaching is not None
     calibration = assembly.calibration_rows(data)
     student = assembly.build_student(stage, runtime, teaching.vocab_size, calibration, allow_remote_code)
-    streams = assembly.build_streams(stage, data, teaching, recipe.seed, tokenizer.eos_token_id)
     rows = [
         replace(row, prompt_ids=row.prompt_ids[-MAX_PROMPT:], response_ids=row.response_ids[:length])
         for row, length in zip(data.train, RESPONSES, strict=False)
     ]
-    return Pair(runtime, teaching, student, streams, rows, tokenizer.eos_token_id)
+    streams, judges = [], []
+    for spec in stage.streams:
+        teacher, judge = asked(spec, teaching, student.family, recipe.seed)
+        source = DatasetSource(rows, seed=recipe.seed, pad_id=tokenizer.eos_token_id)
+        streams.append(LiveStream(spec, source, teacher, tuple(LiveTerm(spec.name, term) for term in spec.terms)))
+        judges.append(judge)
+    return Pair(runtime, teaching, student, streams, judges, rows, tokenizer.eos_token_id)
 
 
 @torch.no_grad()
@@ -198,8 +208,12 @@ def _loss_and_gradient(
 ) -> tuple[float, dict[str, Tensor]]:
     family = pair.student.family
     family.zero_grad(set_to_none=True)
-    placed = [batch.to(pair.runtime.device) for batch in batches]
-    micro_batches = [weighed(stream, batch, family, pair.runtime) for stream in pair.streams for batch in placed]
+    placed = [_as_sampled(batch.to(pair.runtime.device)) for batch in batches]
+    micro_batches = []
+    for stream, judge in zip(pair.streams, pair.judges, strict=True):
+        read = judge(placed) if judge else placed
+        micro_batches += [weighed(stream, batch, family, pair.runtime) for batch in read]
+    anchor(micro_batches, pair.runtime)
     divide_by = denominators(micro_batches, pair.runtime)
     loss = 0.0
     for micro in micro_batches:
@@ -209,6 +223,11 @@ def _loss_and_gradient(
             total.backward()
         loss += total.item()
     return loss, {name: p.grad.clone() for name, p in family.named_parameters() if p.grad is not None}
+
+
+def _as_sampled(batch: Batch) -> Batch:
+    """The rows as if the student had written them."""
+    return replace(batch, importance_weights=torch.ones(batch.response_mask.shape, device=batch.response_mask.device))
 
 
 def _padded(batch: Batch, fill: int) -> Batch:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -12,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from potstill.evaluation.metrics.statistics import mean_and_error
-from potstill.models.families import Causal
+from potstill.models.families import Causal, evaluating
 from potstill.objectives import cross_entropy
 from potstill.objectives.chunked import Chunk, select
 from potstill.objectives.distributions import kl_between, log_probs
@@ -91,14 +90,3 @@ def mass_outside(hidden: Float[Tensor, "pos hidden"], head: Head) -> Float[Tenso
     whole = replace(head, vocab_size=head.weight.shape[0])
     parts = [whole(part).float() for part in hidden.split(64)]
     return torch.cat([part.softmax(-1)[:, head.vocab_size :].sum(-1) for part in parts])
-
-
-@contextmanager
-def evaluating(family: Causal) -> Iterator[None]:
-    """Dropout off, and as before afterwards."""
-    before = family.training
-    family.eval()
-    try:
-        yield
-    finally:
-        family.train(before)

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from potstill.data.examples import Tokenised
-from potstill.evaluation.evaluator import evaluating
 from potstill.evaluation.metrics.rouge import rouge_l
-from potstill.models.families import Causal
+from potstill.models.families import Causal, evaluating
 from potstill.recipe import Evaluation
 from potstill.sampling.generate import generate
 from potstill.sources.dataset import batches
@@ -62,3 +61,9 @@ def judge_answers(
         "num_generated_examples": len(examples),
     }
     return figures, [{"greedy": g, "sampled": s} for g, s in zip(greedy, sampled, strict=True)]
+
+
+def greedy_rouge_l(family: Causal, tokenizer: Any, examples: Sequence[Tokenised], settings: Evaluation) -> float:
+    """Rouge-L of greedy answers."""
+    texts, _ = answer(family, tokenizer, examples, settings, temperature=0, seed=0)
+    return rouge_l(texts, [example.response for example in examples])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -95,3 +96,14 @@ def check_projection(family: Causal, name: str) -> None:
             f"{name}: its logits differ by {difference:.3g} from its output embedding applied to its last state",
             "this architecture needs an adapter in potstill/models/families.py",
         )
+
+
+@contextmanager
+def evaluating(family: Causal) -> Iterator[None]:
+    """Dropout off, and as before afterwards."""
+    before = family.training
+    family.eval()
+    try:
+        yield
+    finally:
+        family.train(before)

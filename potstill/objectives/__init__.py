@@ -16,7 +16,7 @@ from potstill.objectives.divergences import (
     skew_forward_kl,
     skew_reverse_kl,
 )
-from potstill.objectives.estimators import k1, k3, policy_gradient, squared_log_ratio
+from potstill.objectives.estimators import k1, k3, policy_gradient, squared_log_ratio, token_policy_gradient
 from potstill.objectives.likelihood import cross_entropy
 from potstill.objectives.regularisers import embedding_similarity, entropy, unlikelihood
 
@@ -40,6 +40,7 @@ __all__ = [
     "skew_reverse_kl",
     "squared_hellinger",
     "squared_log_ratio",
+    "token_policy_gradient",
     "total_variation",
     "unlikelihood",
 ]

@@ -10,8 +10,8 @@ quarter off the time of everything between the products, and the memory of its i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,7 +34,8 @@ class BoundTerm:
     """An objective with all it needs to be summed over one batch.
 
     ``scale`` is weight / denominator at each position: 0 leaves the position out, and sum(scale * objective) over the
-    micro-batches of all processes is the term's value.
+    micro-batches of all processes is the term's value. ``settings`` are those of the objective that differ from
+    position to position, by name.
     """
 
     name: str
@@ -42,6 +43,7 @@ class BoundTerm:
     reads: Reads
     coefficient: float
     scale: Float[Tensor, "batch response"]
+    settings: Mapping[str, Float[Tensor, "batch response"]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,12 @@ class Chunk:
         rows, columns = self.places
         return Chunk(self.student_logits[at], teacher, (rows[at], columns[at]), self.batch, self.embeddings)
 
-    def arguments(self, term: BoundTerm) -> tuple[Any, ...]:
-        """What the term's objective is called with."""
+    def value(self, term: BoundTerm) -> Tensor:
+        """The term's objective at these positions (a scalar where it reads whole responses)."""
+        settings = {name: setting[self.places] for name, setting in term.settings.items()}
+        return term.objective(*self._arguments(term), **settings)
+
+    def _arguments(self, term: BoundTerm) -> tuple[Any, ...]:
         match term.reads:
             case "teacher":
                 if self.teacher is None:
@@ -235,8 +241,8 @@ class _Share:
         self._scale = scale
         self._everywhere = bool((scale != 0).all())
 
-    def of(self, chunk: Chunk, at: slice) -> tuple[Tensor, tuple[Any, ...]]:
-        """The term's scales in a chunk and its objective's arguments.
+    def of(self, chunk: Chunk, at: slice) -> tuple[Tensor, Tensor]:
+        """The term's scales in a chunk, and its objective there.
 
         Positions that only other terms count are left out: something infinite must not meet a scale of 0.
         """
@@ -244,7 +250,7 @@ class _Share:
         if not self._everywhere:
             kept = scale != 0
             chunk, scale = chunk[kept], scale[kept]
-        return scale, chunk.arguments(self.term)
+        return scale, chunk.value(self.term)
 
 
 def _add_chunk(values: Tensor, shares: Sequence[_Share], positions: Positions, at: slice, wanted: bool) -> Tensor:
@@ -259,8 +265,8 @@ def _add_chunk(values: Tensor, shares: Sequence[_Share], positions: Positions, a
         with torch.set_grad_enabled(wanted):
             chunk = positions.chunk(leaf, teacher, at, block)
             for index, share in enumerate(shares):
-                scale, arguments = share.of(chunk, within(at, block))
-                value = (share.term.objective(*arguments) * scale).sum()
+                scale, objective = share.of(chunk, within(at, block))
+                value = (objective * scale).sum()
                 values[index] += value.detach()
                 total = total + share.term.coefficient * value
         if wanted:

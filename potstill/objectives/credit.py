@@ -160,6 +160,7 @@ def minillm_advantages(
     whiten: bool = False,
     reward_scale: float = 1.0,
     reward_clip: float | None = None,
+    add_current: bool = False,
 ) -> Float[Tensor, "batch response"]:
     """MiniLLM's advantages: rewards, summed to the end, divided by their number, whitened if asked for.
 
@@ -181,15 +182,20 @@ def minillm_advantages(
         whiten: see ``whiten``.
         reward_scale: see ``log_ratio_rewards``.
         reward_clip: see ``log_ratio_rewards``.
+        add_current: add each token's own reward after the long part was normalised: the immediate reward beside the
+            long-term one. With include_current it would count twice, and is refused.
     Returns: constants, 0 at padding.
     Raises: ConfigError if a setting is out of range; ValueError if the shapes differ or the mask is not bool.
     Numerics: computed in at least float32, float64 kept; finite where the rewards are.
     Source: Gu et al. 2024, MiniLLM, arXiv:2306.08543, section 2.2 and algorithm 1.
     """
+    if add_current and include_current:
+        raise ConfigError("add_current and include_current would count a token's own reward twice", "set one of them")
     rewards = log_ratio_rewards(student_logprobs, teacher_logprobs, mask, scale=reward_scale, clip=reward_clip)
     advantages = reward_to_go(rewards, mask, discount=discount, include_current=include_current)
     if length_normalise:
         advantages = _length_normalise(advantages, mask, include_current=include_current)
+    advantages = advantages + rewards if add_current else advantages
     return _whiten(advantages, mask) if whiten else advantages
 
 

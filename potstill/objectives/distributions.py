@@ -118,10 +118,13 @@ def kl_between(log_a: Float[Tensor, "*pos outcomes"], log_b: Float[Tensor, "*pos
 
 
 def log_mixture(
-    log_a: Float[Tensor, "*pos outcomes"], log_b: Float[Tensor, "*pos outcomes"], weight_of_a: float
+    log_a: Float[Tensor, "*pos outcomes"],
+    log_b: Float[Tensor, "*pos outcomes"],
+    weight_of_a: float | Float[Tensor, "*pos"],
 ) -> Float[Tensor, "*pos outcomes"]:
     """log(w a + (1 - w) b); 0 where neither has mass, which no divergence then looks at."""
     # logaddexp(-inf, -inf) has no gradient, so outcomes that neither gives mass leave before it.
     nowhere = torch.isneginf(log_a) & torch.isneginf(log_b)
-    w = log_a.new_tensor(weight_of_a)
+    w = torch.as_tensor(weight_of_a).to(log_a)
+    w = w[..., None] if w.ndim else w
     return torch.logaddexp(log_a.masked_fill(nowhere, 0.0) + w.log(), log_b.masked_fill(nowhere, 0.0) + (-w).log1p())

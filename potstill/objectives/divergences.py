@@ -12,7 +12,6 @@ In all docstrings p = softmax(teacher / T) and q = softmax(student / T). A teach
 
 from __future__ import annotations
 
-import math
 import warnings
 
 import torch
@@ -135,7 +134,7 @@ def skew_forward_kl(
     student_logits: Float[Tensor, "*pos vocab"],
     teacher_logits: TeacherLogits,
     *,
-    skew: float = 0.1,
+    skew: float | Float[Tensor, "*pos"] = 0.1,
     temperature: float = 1.0,
 ) -> Float[Tensor, "*pos"]:
     """KL(teacher || skew * teacher + (1 - skew) * student) at each position, in nats.
@@ -146,7 +145,7 @@ def skew_forward_kl(
     Args:
         student_logits: unnormalised; gradient flows.
         teacher_logits: unnormalised ``[*pos vocab]``, or TopK; treated as constant.
-        skew: the teacher's share of the mixture, 0 <= skew < 1 (DistiLLM's alpha).
+        skew: the teacher's share of the mixture, 0 <= skew < 1 (DistiLLM's alpha); one, or one for each position.
         temperature: T > 0 of both distributions.
     Returns: non-negative, unmasked, unreduced.
     Raises: ConfigError if skew or T is out of range, or for Sampled; ValueError if the vocabularies differ in size.
@@ -155,14 +154,14 @@ def skew_forward_kl(
     """
     _check_skew(skew)
     log_q, log_p = pair(student_logits, teacher_logits, temperature)
-    return kl_between(log_p, log_mixture(log_p, log_q, skew) if skew else log_q)
+    return kl_between(log_p, _skewed(log_p, log_q, skew))
 
 
 def skew_reverse_kl(
     student_logits: Float[Tensor, "*pos vocab"],
     teacher_logits: TeacherLogits,
     *,
-    skew: float = 0.1,
+    skew: float | Float[Tensor, "*pos"] = 0.1,
     temperature: float = 1.0,
 ) -> Float[Tensor, "*pos"]:
     """KL(student || (1 - skew) * teacher + skew * student) at each position, in nats.
@@ -173,7 +172,7 @@ def skew_reverse_kl(
     Args:
         student_logits: unnormalised; gradient flows.
         teacher_logits: unnormalised ``[*pos vocab]``, or TopK; treated as constant.
-        skew: the student's share of the mixture, 0 <= skew < 1 (DistiLLM's alpha).
+        skew: the student's share of the mixture, 0 <= skew < 1 (DistiLLM's alpha); one, or one for each position.
         temperature: T > 0 of both distributions.
     Returns: non-negative, unmasked, unreduced.
     Raises: ConfigError if skew or T is out of range, or for Sampled; ValueError if the vocabularies differ in size.
@@ -182,7 +181,7 @@ def skew_reverse_kl(
     """
     _check_skew(skew)
     log_q, log_p = pair(student_logits, teacher_logits, temperature)
-    return kl_between(log_q, log_mixture(log_q, log_p, skew) if skew else log_p)
+    return kl_between(log_q, _skewed(log_q, log_p, skew))
 
 
 def _kl_from_draws(student_logits: Tensor, teacher: Sampled, temperature: float) -> Tensor:
@@ -212,8 +211,13 @@ def _check_teacher_weight(teacher_weight: float, rescale: bool) -> None:
         )
 
 
-def _check_skew(skew: float) -> None:
-    if not 0 <= skew < 1 or math.isnan(skew):
+def _skewed(log_a: Tensor, log_b: Tensor, skew: float | Tensor) -> Tensor:
+    return log_b if isinstance(skew, int | float) and skew == 0 else log_mixture(log_a, log_b, skew)
+
+
+def _check_skew(skew: float | Tensor) -> None:
+    inside = torch.as_tensor(skew).ge(0) & torch.as_tensor(skew).lt(1)  # false for what is not a number
+    if not inside.all():
         raise ConfigError(
             f"skew is {skew}; at 1 the divergence is 0 everywhere", "give a skew from 0 to below 1; DistiLLM uses 0.1"
         )

@@ -13,10 +13,11 @@ student's own when the token was sampled.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from potstill.errors import ConfigError
+from potstill.objectives.distributions import log_probs
 
 
 def policy_gradient(
@@ -63,6 +64,41 @@ def policy_gradient(
         return loss
     loss, weight = same_shape(student_logprobs=loss, importance_weights=importance_weights)
     return weight.detach() * loss
+
+
+def token_policy_gradient(
+    student_logits: Float[Tensor, "*pos vocab"],
+    target_ids: Int[Tensor, "*pos"],
+    *,
+    behaviour_logprobs: Float[Tensor, "*pos"],
+    advantages: Float[Tensor, "*pos"],
+    importance_weights: Float[Tensor, "*pos"] | None = None,
+    clip: float | None = None,
+    clip_weights: bool = False,
+    temperature: float = 1.0,
+) -> Float[Tensor, "*pos"]:
+    """``policy_gradient`` from logits and the tokens that were sampled.
+
+    Args:
+        student_logits: unnormalised; gradient flows.
+        target_ids: the sampled tokens.
+        behaviour_logprobs: see ``policy_gradient``; taken at the same temperature.
+        advantages: see ``policy_gradient``.
+        importance_weights: see ``policy_gradient``.
+        clip: see ``policy_gradient``.
+        clip_weights: clip the product of weight and ratio, as MiniLLM's public code does, and not the ratio alone.
+        temperature: T > 0 of the student.
+    Returns: unmasked, unreduced; of either sign.
+    Raises: ConfigError if clip or T is out of range; ValueError if the shapes differ.
+    Numerics: computed in at least float32, float64 kept.
+    Source: see ``policy_gradient``.
+    """
+    student_logprobs = log_probs(student_logits, temperature).gather(-1, target_ids[..., None])[..., 0]
+    if clip_weights and importance_weights is not None:  # w q / b is q over b / w
+        behaviour_logprobs, importance_weights = behaviour_logprobs - importance_weights.log(), None
+    return policy_gradient(
+        student_logprobs, behaviour_logprobs, advantages, clip=clip, importance_weights=importance_weights
+    )
 
 
 def squared_log_ratio(

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from potstill.recipe.schedules import Scheduled, TaidSchedule, bounds
+from potstill.recipe.schedules import CurriculumSkew, Scheduled, TaidSchedule, bounds
 from potstill.recipe.section import Between, Finite, Fraction, Positive, Section, named
 
 # What an objective is given beside the student's logits: a teacher; the response's own tokens; nothing; the earlier
@@ -19,12 +19,15 @@ DENSE = ("logits",)
 MERGED = ("logits", "top_k")
 LINEAR = ("logits", "top_k", "sampled")
 Skew = Annotated[float, Field(strict=True, ge=0, lt=1)]
+Curriculum = Annotated[CurriculumSkew, BeforeValidator(named)]
 
 
 class ObjectiveSection(Section):
-    """An objective by its function's name."""
+    """An objective by its function's name, or by ``function`` where the recipe's word is another."""
 
     in_nats: ClassVar[bool] = True  # the unit of its value
+    function: ClassVar[str | None] = None
+    made_elsewhere: ClassVar[tuple[str, ...]] = ()  # settings that are not the function's
 
 
 class CrossEntropy(ObjectiveSection):
@@ -55,6 +58,39 @@ class EmbeddingSimilarity(ObjectiveSection):
     reads: ClassVar[Reads] = "response"
     in_nats: ClassVar[bool] = False
     name: Literal["embedding_similarity"] = "embedding_similarity"
+
+
+class Advantages(Section):
+    """How a sampled response's rewards log p - log q become its tokens' advantages. Defaults: MiniLLM's paper."""
+
+    discount: Fraction = 1.0
+    include_current: bool = False  # false: the single-step term counts a token's own reward
+    add_current: bool = False  # beside the long-term part, after that was normalised
+    length_normalise: bool = True
+    whiten: bool = False  # over the real tokens of a whole rollout, on all processes
+    reward_scale: Positive = 1.0
+    reward_clip: Positive | None = None
+
+    @model_validator(mode="after")
+    def _counts_once(self) -> Self:
+        if self.include_current and self.add_current:
+            raise ValueError("include_current and add_current would count a token's own reward twice. Set one of them")
+        return self
+
+
+class PolicyGradient(ObjectiveSection):
+    """The sampled tokens' policy gradient, their log-ratios the rewards."""
+
+    reads: ClassVar[Reads] = "tokens"
+    in_nats: ClassVar[bool] = False
+    function: ClassVar[str] = "token_policy_gradient"
+    made_elsewhere: ClassVar[tuple[str, ...]] = ("advantages", "use_importance_weights")
+    name: Literal["policy_gradient"] = "policy_gradient"
+    advantages: Advantages = Advantages()
+    use_importance_weights: bool = True  # where the teacher has written too
+    clip: Between | None = None  # 0.2 in MiniLLM
+    clip_weights: bool = False  # the weight inside the clip, as in MiniLLM's public code
+    temperature: Positive = 1.0
 
 
 class TeacherSection(ObjectiveSection):
@@ -107,14 +143,14 @@ class SkewForwardKL(TeacherSection):
     """KL(teacher || skew teacher + (1 - skew) student)."""
 
     name: Literal["skew_forward_kl"] = "skew_forward_kl"
-    skew: Skew = 0.1  # Ko et al. 2024, DistiLLM: alpha
+    skew: Skew | Curriculum = 0.1  # Ko et al. 2024, DistiLLM: alpha
 
 
 class SkewReverseKL(TeacherSection):
     """KL(student || (1 - skew) teacher + skew student)."""
 
     name: Literal["skew_reverse_kl"] = "skew_reverse_kl"
-    skew: Skew = 0.1  # Ko et al. 2024, DistiLLM: alpha
+    skew: Skew | Curriculum = 0.1  # Ko et al. 2024, DistiLLM: alpha
 
 
 class TotalVariation(TeacherSection):
@@ -210,7 +246,7 @@ AnyDivergence: TypeAlias = (
     | AssistantDivergence
     | LogitMatching
 )
-AnyObjective: TypeAlias = AnyDivergence | CrossEntropy | Entropy | Unlikelihood | EmbeddingSimilarity
+AnyObjective: TypeAlias = AnyDivergence | CrossEntropy | Entropy | Unlikelihood | EmbeddingSimilarity | PolicyGradient
 
 NOT_LOSSES = {
     "k1": "its gradient is zero on average, whatever the teacher says",

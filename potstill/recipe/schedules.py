@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from potstill.recipe.section import Finite, Fraction, Positive, Section, named
+from potstill.recipe.section import Between, Finite, Fraction, Positive, Section, named
 
 
 class LinearSchedule(Section):
@@ -25,6 +25,18 @@ class CosineSchedule(Section):
     start: Finite
     end: Finite
     share: Annotated[float, Field(strict=True, gt=0, le=1)] = 1.0
+
+
+class ExponentialSchedule(Section):
+    """From ``start`` towards ``end``, the distance left multiplied by the same factor at every step.
+
+    ``left`` is the share of the distance that is left at the end of the budget.
+    """
+
+    name: Literal["exponential"] = "exponential"
+    start: Finite
+    end: Finite
+    left: Between = 0.01
 
 
 class StepSchedule(Section):
@@ -59,14 +71,29 @@ class TaidSchedule(Section):
         return self
 
 
-Schedule: TypeAlias = LinearSchedule | CosineSchedule | StepSchedule | TaidSchedule
+class CurriculumSkew(Section):
+    """DistiLLM-2's skew of each response: ``start`` where the models differ as at the first step, less where they have
+    come closer, down to ``least``."""
+
+    name: Literal["curriculum"] = "curriculum"
+    start: Between = 0.1  # alpha_0, the largest; Ko et al. 2025, DistiLLM-2
+    least: Between = 0.01  # their code
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if self.least > self.start:
+            raise ValueError(f"least is {self.least} and start {self.start}. Give a least up to the start")
+        return self
+
+
+Schedule: TypeAlias = LinearSchedule | CosineSchedule | ExponentialSchedule | StepSchedule | TaidSchedule
 Scheduled = Annotated[Annotated[Schedule, Field(discriminator="name")], BeforeValidator(named)]
 
 
 def bounds(setting: float | Schedule) -> tuple[float, float]:
     """The smallest and the largest value a setting takes."""
     match setting:
-        case LinearSchedule() | CosineSchedule() | TaidSchedule():
+        case LinearSchedule() | CosineSchedule() | ExponentialSchedule() | TaidSchedule():
             return min(setting.start, setting.end), max(setting.start, setting.end)
         case StepSchedule():
             return min(setting.values), max(setting.values)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from potstill.recipe.section import Count, Fraction, Index, NonNegative, Positive, Section
+from potstill.recipe.sources import rollout_of
 from potstill.recipe.streams import Stream
 
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
@@ -111,7 +112,8 @@ class Batching(Section):
 
 
 METRICS_TO_MINIMISE = ("forward_kl_nats", "reverse_kl_nats", "perplexity")
-METRICS_TO_MAXIMISE = ("top1_agreement", "acceptance_rate")
+METRICS_TO_MAXIMISE = ("top1_agreement", "acceptance_rate", "rouge_l")
+METRICS_WITHOUT_TEACHER = ("perplexity", "rouge_l")
 
 
 class Checkpoint(Section):
@@ -120,9 +122,9 @@ class Checkpoint(Section):
     shorthand: ClassVar[str | None] = "every"
     every: Count = 50  # steps
     keep_last: Count = 2
-    best_by: Literal["forward_kl_nats", "reverse_kl_nats", "top1_agreement", "acceptance_rate", "perplexity"] = (
-        "perplexity"
-    )
+    best_by: Literal[
+        "forward_kl_nats", "reverse_kl_nats", "top1_agreement", "acceptance_rate", "perplexity", "rouge_l"
+    ] = "perplexity"
 
 
 class Evaluation(Section):
@@ -146,6 +148,7 @@ class Stage(Section):
     optimizer: Optimizer = Optimizer()
     batch: Batching = Batching()
     budget: Budget
+    dropout: bool = True  # false: the student's dropout layers are off while it is trained, as in MiniLLM
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()
 
@@ -158,11 +161,15 @@ class Stage(Section):
             return self
         if taught := next((stream for stream in self.streams if stream.signal.name != "none"), None):
             raise ValueError(f"stream {taught.name} asks for a teacher's {taught.signal.name}. Set teacher")
+        for stream in self.streams:
+            if (rollout := rollout_of(stream.source)) and rollout.policy.asks_teacher:
+                raise ValueError(f"stream {stream.name} has policy {rollout.policy.name}. Set teacher")
         if isinstance(self.student, PrunedStudent) and self.student.model is None:
             raise ValueError("a pruned student needs a model to be cut from. Set student.model, or teacher")
-        if self.checkpoint.best_by != "perplexity":
+        if self.checkpoint.best_by not in METRICS_WITHOUT_TEACHER:
             raise ValueError(
-                f"checkpoint.best_by is {self.checkpoint.best_by}, which compares with a teacher. Set it to perplexity"
+                f"checkpoint.best_by is {self.checkpoint.best_by}, which compares with a teacher. "
+                f"Set it to {' or '.join(METRICS_WITHOUT_TEACHER)}"
             )
         return self
 

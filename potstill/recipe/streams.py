@@ -6,9 +6,10 @@ from typing import Annotated, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from potstill.recipe.objectives import Objective, TeacherSection
+from potstill.recipe.objectives import Objective, PolicyGradient, TeacherSection
 from potstill.recipe.schedules import Schedule, Scheduled, bounds
 from potstill.recipe.section import Count, Finite, Positive, Section, named
+from potstill.recipe.sources import DatasetSource, RolloutSource, Source
 from potstill.recipe.weightings import STUDENT_SCORES, UniformWeighting, Weighting
 
 
@@ -25,7 +26,8 @@ class Term(Section):
     @property
     def needs_teacher(self) -> bool:
         score = self.weighting.score
-        return isinstance(self.objective, TeacherSection) or bool(score and score not in STUDENT_SCORES)
+        compares = isinstance(self.objective, TeacherSection | PolicyGradient)
+        return compares or bool(score and score not in STUDENT_SCORES)
 
     @field_validator("coefficient")
     @classmethod
@@ -64,18 +66,14 @@ class SampledSignal(Section):
     temperature: Positive = 1.0  # of the teacher; that of the objective has to be the same
 
 
-AnySignal: TypeAlias = NoSignal | LogitsSignal | TopKSignal | SampledSignal
+class TokenLogprobsSignal(Section):
+    """The teacher's log-probability of each token that was sampled, and nothing else."""
+
+    name: Literal["token_logprobs"] = "token_logprobs"
+
+
+AnySignal: TypeAlias = NoSignal | TokenLogprobsSignal | LogitsSignal | TopKSignal | SampledSignal
 Signal = Annotated[Annotated[AnySignal, Field(discriminator="name")], BeforeValidator(named)]
-
-
-class DatasetSource(Section):
-    """Prompts and responses from the stage's data, in a seeded order."""
-
-    name: Literal["dataset"] = "dataset"
-    view: Literal["response"] = "response"
-
-
-Source = Annotated[DatasetSource, BeforeValidator(named)]
 
 
 class Stream(Section):
@@ -90,7 +88,7 @@ class Stream(Section):
     def _signal_fits_terms(self) -> Self:
         needy = [
             f"objective {term.objective.name}"
-            if isinstance(term.objective, TeacherSection)
+            if isinstance(term.objective, TeacherSection | PolicyGradient)
             else f"weighting {term.weighting.name}"
             for term in self.terms
             if term.needs_teacher
@@ -101,6 +99,7 @@ class Stream(Section):
             raise ValueError(f"signal is {self.signal.name} but no term compares with the teacher. Set signal to none")
         for term in self.terms:
             self._check_form(term)
+            self._check_sampled(term)
         names = [term.objective.name for term in self.terms]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"objective {twice} stands twice in one stream. Merge the two and add their coefficients")
@@ -110,8 +109,20 @@ class Stream(Section):
 
     def _check_form(self, term: Term) -> None:
         """Refuse a term that cannot be computed from this form of teacher."""
+        if isinstance(self.signal, TokenLogprobsSignal) and term.needs_teacher:
+            if not isinstance(term.objective, PolicyGradient) or term.weighting.score:
+                raise ValueError(
+                    f"objective {term.objective.name} with weighting {term.weighting.name} needs the teacher's logits, "
+                    "and signal is token_logprobs. Set signal to logits"
+                )
+            return
         if not isinstance(self.signal, TopKSignal | SampledSignal):
             return
+        if isinstance(term.objective, PolicyGradient):
+            raise ValueError(
+                f"objective policy_gradient needs the teacher's probability of tokens that it might not name, and "
+                f"signal is {self.signal.name}. Set signal to token_logprobs"
+            )
         if term.weighting.score and term.weighting.score not in STUDENT_SCORES:
             raise ValueError(
                 f"weighting {term.weighting.name} needs all of the teacher's logits, and signal is {self.signal.name}. "
@@ -129,4 +140,15 @@ class Stream(Section):
             raise ValueError(
                 f"signal.temperature is {theirs:g} and the objective's {ours:g}, "
                 "and a sparse teacher cannot be brought to another temperature. Set both the same"
+            )
+
+    def _check_sampled(self, term: Term) -> None:
+        """Refuse a term about sampled tokens where none are sampled by the student."""
+        sampled = isinstance(self.source, RolloutSource) and self.source.policy.name != "teacher"
+        of_samples = isinstance(term.objective, PolicyGradient) or term.weighting.name == "importance"
+        if of_samples and not sampled:
+            what = "objective policy_gradient" if isinstance(term.objective, PolicyGradient) else "weighting importance"
+            raise ValueError(
+                f"{what} is about responses that the student has sampled, and source is {self.source.name}. "
+                "Set source to rollout, with policy student, token_mixed or speculative"
             )

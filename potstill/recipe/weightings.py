@@ -30,6 +30,13 @@ class UniformWeighting(Section):
     name: Literal["uniform"] = "uniform"
 
 
+class ImportanceWeighting(Section):
+    """Sampled tokens count as much as the student would have written them rather than whoever did."""
+
+    score: ClassVar[Score | None] = None
+    name: Literal["importance"] = "importance"
+
+
 class TeacherEntropyWeighting(Section):
     """Tokens count as much as the teacher is uncertain of them."""
 
@@ -77,6 +84,7 @@ class EntropyGateWeighting(Section):
 
 AnyWeighting: TypeAlias = (
     UniformWeighting
+    | ImportanceWeighting
     | TeacherEntropyWeighting
     | StudentEntropyWeighting
     | GapWeighting

@@ -7,7 +7,7 @@ not depend on the rows beside it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -20,7 +20,7 @@ from potstill.sampling.distributions import draw
 class Policy(Protocol):
     """Chooses a token from what each model says. ``num_models`` is 1, or 2 for student and teacher in that order."""
 
-    num_models: int
+    num_models: ClassVar[int]
 
     def choose(
         self, log_probs: tuple[Float[Tensor, "row vocab"], ...], uniforms: Float[Tensor, "row two"]
@@ -32,7 +32,7 @@ class Policy(Protocol):
 class Single:
     """One model by itself."""
 
-    num_models: int = 1
+    num_models: ClassVar[int] = 1
 
     def choose(self, log_probs: tuple[Tensor, ...], uniforms: Tensor) -> tuple[Tensor, Tensor]:
         tokens = draw(log_probs[0], uniforms[:, 0])
@@ -41,10 +41,14 @@ class Single:
 
 @dataclass(frozen=True)
 class Mixed:
-    """(1 - a) student + a teacher, at every token (MiniLLM's teacher-mixed sampling)."""
+    """Both models at every token: (1 - a) student + a teacher of their probabilities (MiniLLM), or of their logits.
+
+    A mixture of logits is student^(1 - a) teacher^a, normalised: it writes only what both can write.
+    """
 
     teacher_share: float
-    num_models: int = 2
+    mix: Literal["probabilities", "logits"] = "probabilities"
+    num_models: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         if not 0 <= self.teacher_share <= 1:
@@ -53,7 +57,10 @@ class Mixed:
     def choose(self, log_probs: tuple[Tensor, ...], uniforms: Tensor) -> tuple[Tensor, Tensor]:
         student, teacher = log_probs
         share = student.new_tensor(self.teacher_share)
-        mixture = torch.logaddexp(student + (-share).log1p(), teacher + share.log())
+        if self.mix == "logits" and 0 < self.teacher_share < 1:
+            mixture = torch.log_softmax((1 - share) * student + share * teacher, -1)
+        else:
+            mixture = torch.logaddexp(student + (-share).log1p(), teacher + share.log())
         tokens = draw(mixture, uniforms[:, 0])
         return tokens, _at(mixture, tokens)
 
@@ -63,7 +70,7 @@ class Speculative:
     """The student proposes; a token outside the teacher's ``top_k`` is drawn again, from the teacher (SKD)."""
 
     top_k: int = 25
-    num_models: int = 2
+    num_models: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         if self.top_k < 1:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from potstill.data.collate import collate
 from potstill.data.examples import Tokenised
 from potstill.data.order import indices
+from potstill.sources.source import Share
 from potstill.types import Batch
 
 
@@ -20,19 +21,17 @@ class DatasetSource:
         self.pad_id = pad_id
         self.position = 0
 
-    def next(self, batch_size: int, micro_size: int, rank: int = 0, world_size: int = 1) -> list[Batch]:
-        """This process's share of the next global batch, cut into micro-batches.
+    def next(self, share: Share, progress: float = 0.0) -> list[Batch]:
+        return list(batches(self.draw(share), share.micro_size, self.pad_id))
 
-        Args:
-            batch_size: sequences over all processes.
-            micro_size: sequences per micro-batch; the last may be smaller.
-        """
-        drawn = indices(self.position, batch_size, len(self.examples), self.seed)
-        self.position += batch_size
-        share = batch_size // world_size
-        return list(
-            batches([self.examples[i] for i in drawn[rank * share : (rank + 1) * share]], micro_size, self.pad_id)
-        )
+    def draw(self, share: Share) -> list[Tokenised]:
+        """This process's examples of the next global batch."""
+        drawn = indices(self.position, share.batch_size, len(self.examples), self.seed)
+        self.position += share.batch_size
+        return [self.examples[i] for i in drawn[share.own]]
+
+    def observe(self, validation: Mapping[str, float]) -> None:
+        pass
 
     def state_dict(self) -> dict[str, Any]:
         return {"position": self.position}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Protocol
+from weakref import finalize
 
 import torch
 
@@ -14,6 +15,12 @@ class SignalSource(Protocol):
     """Whoever says what a teacher thinks of a batch."""
 
     def signal(self, batch: Batch) -> TeacherSignal: ...
+
+
+class LiveTeacher(Protocol):
+    """Whoever tells a teacher's states and head."""
+
+    def signal(self, batch: Batch) -> Live: ...
 
 
 class LocalTeacher:
@@ -51,3 +58,22 @@ class Remembering:
             self._free -= size
             self._kept[batch.example_ids] = said
         return said
+
+
+class OncePerBatch:
+    """A teacher that reads a batch once, as long as somebody holds on to that batch.
+
+    For rollouts, which are read when tokens are given credit and again at each update; the answer is exact.
+    """
+
+    def __init__(self, teacher: LiveTeacher):
+        self._teacher = teacher
+        self._kept: dict[int, Live] = {}
+
+    def signal(self, batch: Batch) -> Live:
+        """What the teacher says about each response token. A batch is known by its tensor of response ids."""
+        key = id(batch.response_ids)
+        if key not in self._kept:
+            self._kept[key] = self._teacher.signal(batch)
+            finalize(batch.response_ids, self._kept.pop, key, None)
+        return self._kept[key]

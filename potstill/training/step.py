@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from potstill import recipe, weighting
 from potstill.errors import NumericsError
-from potstill.evaluation.evaluator import evaluating
-from potstill.models.families import Causal
+from potstill.models.families import Causal, evaluating
 from potstill.objectives.chunked import BoundTerm, Chunk, evaluate_terms, select
-from potstill.sources.dataset import DatasetSource
+from potstill.sources.source import Share, Source
 from potstill.teachers.local import SignalSource
 from potstill.training.runtime import Runtime
 from potstill.training.terms import LiveTerm
@@ -26,7 +25,7 @@ class LiveStream:
     """A stream of the recipe with its source, its terms, and its teacher (None where its signal is none)."""
 
     spec: recipe.Stream
-    source: DatasetSource
+    source: Source
     teacher: SignalSource | None
     terms: tuple[LiveTerm, ...]
 
@@ -44,12 +43,16 @@ class StepResult:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One forward's worth of a stream, with the weights of each term; the signal where weighing needed it."""
+    """One forward's worth of a stream, with the weights of each term; the signal where weighing needed it.
+
+    ``gaps`` is how much likelier each response is to the teacher, where a term goes by that.
+    """
 
     stream: LiveStream
     batch: Batch
     weights: tuple[Tensor, ...]  # of each term, [batch, response], on the CPU
     signal: TeacherSignal | None
+    gaps: Tensor | None = None
 
     def ask(self) -> TeacherSignal | None:
         """What the teacher says about the batch."""
@@ -79,7 +82,8 @@ def train_step(
         progress: share of the budget spent, for the schedules.
     Raises: NumericsError, before the update, where a value, the gradient or a teacher logit is not finite.
     """
-    micro_batches = [micro for stream in streams for micro in _draw(stream, student, batching, runtime)]
+    micro_batches = [micro for stream in streams for micro in _draw(stream, student, batching, runtime, progress)]
+    anchor(micro_batches, runtime)
     divide_by = denominators(micro_batches, runtime)
     optimizer.zero_grad(set_to_none=True)
     values = []
@@ -102,16 +106,19 @@ def train_step(
     return result
 
 
-def _draw(stream: LiveStream, student: Causal, batching: recipe.Batching, runtime: Runtime) -> list[MicroBatch]:
-    share = batching.size // runtime.world_size
-    micro_size = min(share, 8) if batching.micro_size == "auto" else batching.micro_size
-    drawn = stream.source.next(batching.size, micro_size, runtime.rank, runtime.world_size)
+def _draw(
+    stream: LiveStream, student: Causal, batching: recipe.Batching, runtime: Runtime, progress: float
+) -> list[MicroBatch]:
+    micro_size = min(batching.size // runtime.world_size, 8) if batching.micro_size == "auto" else batching.micro_size
+    share = Share(batching.size, micro_size, runtime.rank, runtime.world_size)
+    with runtime.autocast():
+        drawn = stream.source.next(share, progress)
     return [weighed(stream, batch.to(runtime.device), student, runtime) for batch in drawn]
 
 
 def weighed(stream: LiveStream, batch: Batch, student: Causal, runtime: Runtime) -> MicroBatch:
     """A batch with the weights of its tokens; where they go by a score, both models look at it first."""
-    needed = {score for term in stream.terms if (score := term.spec.weighting.score)}
+    needed = {score for term in stream.terms for score in term.scores}
     signal: TeacherSignal | None = None
     scores: dict[recipe.Score, Tensor] = {}
     if needed:
@@ -121,7 +128,25 @@ def weighed(stream: LiveStream, batch: Batch, student: Causal, runtime: Runtime)
             scores = {score: weighting.scores(score, output, signal, batch) for score in needed}
     specs = (term.spec.weighting for term in stream.terms)
     weights = tuple(weighting.weights(spec, batch, scores[spec.score] if spec.score else None) for spec in specs)
-    return MicroBatch(stream, batch, weights, signal)
+    gaps = _gaps(scores, batch) if any(term.curriculum for term in stream.terms) else None
+    return MicroBatch(stream, batch, weights, signal, gaps)
+
+
+def _gaps(scores: dict[recipe.Score, Tensor], batch: Batch) -> Tensor:
+    """exp(mean log-probability) of each response, the teacher's less the student's; on the CPU."""
+    lengths = batch.response_mask.sum(1).cpu().clamp_min(1)
+    return (-scores["teacher_loss"].sum(1) / lengths).exp() - (-scores["student_loss"].sum(1) / lengths).exp()
+
+
+def anchor(micro_batches: Sequence[MicroBatch], runtime: Runtime) -> None:
+    """Tell the curricula the mean gap of the first global batch that they see."""
+    for stream in {id(micro.stream): micro.stream for micro in micro_batches}.values():
+        waiting = [term.curriculum for term in stream.terms if term.curriculum and not term.curriculum.is_anchored]
+        gaps = [micro.gaps for micro in micro_batches if micro.stream is stream and micro.gaps is not None]
+        if waiting:
+            total, count = runtime.sum([float(sum(part.sum() for part in gaps)), float(sum(map(len, gaps)))])
+            for curriculum in waiting:
+                curriculum.anchor(total / count)
 
 
 def denominators(micro_batches: Sequence[MicroBatch], runtime: Runtime) -> dict[str, float]:
@@ -138,7 +163,7 @@ def bound(micro: MicroBatch, divide_by: dict[str, float], runtime: Runtime, prog
     terms = []
     for term, weight in zip(micro.stream.terms, micro.weights, strict=True):
         scale = weighting.scales(term.spec, weight, divide_by[term.key]).to(runtime.student_dtype).to(runtime.device)
-        terms.append(term.bound(scale, progress))
+        terms.append(term.bound(scale, progress, micro.batch, micro.gaps))
     return terms
 
 
@@ -194,7 +219,7 @@ def _blame(
                 for term in bound(micro, divide_by, runtime, progress):
                     if term.reads == "response":
                         continue  # of finite logits it is finite
-                    bad = ~term.objective(*chunk.arguments(term)).isfinite()
+                    bad = ~chunk.value(term).isfinite()
                     if not bad.any():
                         continue
                     rows = sorted(set(chunk.places[0][bad].tolist()))

@@ -80,7 +80,7 @@ def fit(job: Job, resume_from: Checkpoint | None = None) -> State:
         log,
         Progress(job.label, quiet=not runtime.is_main) as progress,
         job.stop.at_end_of_step(),
-        training(job.student),
+        training(job.student, dropout=stage.dropout),
     ):
         if state.step == 0:
             _validate(job, state, log, progress)  # the untouched student: where the curves start
@@ -168,8 +168,10 @@ def _metrics_line(
 
 
 def _validate(job: Job, state: State, log: MetricsLog, progress: Progress) -> None:
-    """Measure the student on validation rows, and note whether it is the best so far."""
+    """Measure the student on validation rows, tell the sources, and note whether it is the best so far."""
     figures = job.runtime.share(job.validate() if job.runtime.is_main else None)
+    for stream in job.streams:
+        stream.source.observe(figures)
     log.write({"step": state.step} | {f"validation/{key}": value for key, value in figures.items()})
     name = job.stage.checkpoint.best_by
     value = figures[name]
@@ -254,9 +256,9 @@ def _differing_keys(then: Any, now: Any, path: str = "") -> Iterator[str]:
 
 
 @contextmanager
-def training(student: Causal) -> Iterator[None]:
-    """Dropout on while the student is trained."""
-    student.train()
+def training(student: Causal, *, dropout: bool = True) -> Iterator[None]:
+    """Dropout on while the student is trained, unless the stage wants it off."""
+    student.train(dropout)
     try:
         yield
     finally:

@@ -1,0 +1,208 @@
+"""Puts together the streams of a stage: where their sequences come from, who is asked about them, their terms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from potstill import recipe as schema
+from potstill import schedules
+from potstill.assembly import Teaching
+from potstill.data.examples import Tokenised
+from potstill.data.order import indices
+from potstill.data.plain_text import plain_text_blocks
+from potstill.data.prepare import Prepared
+from potstill.errors import ConfigError
+from potstill.models.families import Causal
+from potstill.sampling.distributions import Decoding
+from potstill.sampling.policies import Mixed, Policy, Single, Speculative
+from potstill.sampling.writer import LocalWriter, Writer
+from potstill.schedules import DistillmSchedule
+from potstill.sources.credit import LogRatioJudge, Total
+from potstill.sources.dataset import DatasetSource
+from potstill.sources.mixture import MixtureSource, ReplaySource
+from potstill.sources.rollout import Judge, RolloutSource, seed_of
+from potstill.sources.source import Source
+from potstill.sources.teacher_text import Place, teacher_text
+from potstill.teachers.local import OncePerBatch, SignalSource
+from potstill.teachers.sparse import SparseTeacher
+from potstill.training.runtime import Runtime
+from potstill.training.step import LiveStream
+from potstill.training.terms import LiveTerm
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the streams of one training are made of.
+
+    ``plain_text`` is by stream; ``folder`` is the run's, for what the teacher writes.
+    """
+
+    stage: schema.Stage
+    data: Prepared
+    plain_text: Mapping[str, Sequence[Tokenised]]
+    teaching: Teaching | None
+    student: Causal
+    tokenizer: Any
+    runtime: Runtime
+    folder: Path
+    seed: int
+
+    @property
+    def teacher(self) -> Teaching:
+        assert self.teaching is not None  # the schema refuses a stream that needs a teacher where there is none
+        return self.teaching
+
+
+def build_streams(parts: Parts) -> list[LiveStream]:
+    """Each stream of the stage, ready to be drawn from. Where the teacher's text is asked for it is written now."""
+    return [_stream(parts, spec) for spec in parts.stage.streams]
+
+
+def plain_text_of(stage: schema.Stage, tokenizer: Any) -> dict[str, Sequence[Tokenised]]:
+    """The plain text of each stream that reads some.
+
+    Raises: DataError.
+    """
+    return {
+        stream.name: plain_text_blocks(source.path, tokenizer, source.block_tokens)
+        for stream in stage.streams
+        if isinstance(source := stream.source, schema.DatasetSource) and source.path is not None
+    }
+
+
+def asked(
+    spec: schema.Stream, teaching: Teaching | None, student: Causal, seed: int, total: Total = list
+) -> tuple[SignalSource | None, Judge | None]:
+    """Who says what the teacher thinks of a batch at each step, and who gives sampled tokens their credit; None where
+    a stream does not ask.
+
+    Args:
+        spec: the stream.
+        teaching: the teacher. student: who is judged.
+        seed: of tokens drawn from the teacher.
+        total: sums numbers over processes.
+    Raises: ConfigError for a k above the vocabulary.
+    """
+    if teaching is None:
+        return None, None
+    credited = next((t.objective for t in spec.terms if isinstance(t.objective, schema.PolicyGradient)), None)
+    teacher = OncePerBatch(teaching.teacher) if credited else teaching.teacher
+    judge = LogRatioJudge(student, teacher, credited, total) if credited else None
+    match spec.signal:
+        case schema.LogitsSignal():
+            return teacher, judge
+        case schema.TopKSignal(k=k) if k > teaching.vocab_size:
+            raise ConfigError(f"signal.k is {k} and the vocabulary has {teaching.vocab_size} tokens", "set a smaller k")
+        case schema.TopKSignal() | schema.SampledSignal():
+            return SparseTeacher(teaching.teacher, spec.signal, seed), judge
+    return None, judge
+
+
+def _stream(parts: Parts, spec: schema.Stream) -> LiveStream:
+    teacher, judge = asked(spec, parts.teaching, parts.student, parts.seed, parts.runtime.sum)
+    terms = tuple(LiveTerm(spec.name, term) for term in spec.terms)
+    return LiveStream(spec, _source(parts, spec, judge), teacher, terms)
+
+
+# --- Sources ----------------------------------------------------------------------------------------------------------
+
+
+def _source(parts: Parts, spec: schema.Stream, judge: Judge | None) -> Source:
+    seed = seed_of(parts.seed, spec.name)
+    match spec.source:
+        case schema.DatasetSource():
+            return _rows(parts, parts.plain_text.get(spec.name, parts.data.train))
+        case schema.RolloutSource(policy=schema.TeacherPolicy()):
+            return _rows(parts, _teacher_text(parts, spec.name, spec.source))
+        case schema.RolloutSource():
+            return _rollout(parts, spec.source, seed, judge)
+        case schema.MixtureSource():
+            rollout = _mixed_in(parts, spec.name, spec.source.rollout, seed)
+            share = schedules.build(spec.source.rollout_share)
+            return MixtureSource(_rows(parts, parts.data.train), rollout, share, seed=seed)
+        case schema.ReplaySource():
+            return _replay(parts, spec.source, seed)
+
+
+def _rows(parts: Parts, rows: Sequence[Tokenised]) -> DatasetSource:
+    return DatasetSource(rows, seed=parts.seed, pad_id=parts.tokenizer.eos_token_id)
+
+
+def _rollout(parts: Parts, spec: schema.RolloutSource, seed: int, judge: Judge | None = None) -> RolloutSource:
+    return RolloutSource(_rows(parts, parts.data.train), writer(parts, spec), spec, seed=seed, judge=judge)
+
+
+def _mixed_in(parts: Parts, name: str, spec: schema.RolloutSource, seed: int) -> Source:
+    """The other part of a mixture: the student's rollouts, or the teacher's text (GKD with seq_kd in TRL)."""
+    if spec.policy.name == "teacher":
+        return _rows(parts, _teacher_text(parts, name, spec))
+    return _rollout(parts, spec, seed)
+
+
+def _replay(parts: Parts, spec: schema.ReplaySource, seed: int) -> ReplaySource:
+    share = parts.stage.batch.size // parts.runtime.world_size
+    capacity = spec.capacity // parts.runtime.world_size
+    if capacity < share:
+        raise ConfigError(
+            f"the replay buffer's capacity {spec.capacity} is less than batch.size {parts.stage.batch.size}",
+            "set a larger capacity, at least the batch",
+        )
+    schedule = DistillmSchedule(
+        start=spec.student_share, step=spec.step, tolerance=spec.tolerance if spec.adaptive else math.inf
+    )
+    data = _rows(parts, parts.data.train)
+    return ReplaySource(data, _rollout(parts, spec.rollout, seed), schedule, capacity, seed=seed)
+
+
+def _teacher_text(parts: Parts, name: str, spec: schema.RolloutSource) -> tuple[Tokenised, ...]:
+    """What the teacher writes to as many prompts as the budget can use."""
+    train, budget, runtime = parts.data.train, parts.stage.budget, parts.runtime
+    count = len(train)
+    if budget.steps is not None:
+        count = min(count, math.ceil(budget.steps * parts.stage.batch.size / spec.samples_per_prompt))
+    teacher = parts.stage.teacher
+    assert teacher is not None
+    with runtime.autocast():
+        return teacher_text(
+            [train[at] for at in indices(0, count, len(train), parts.seed)],
+            writer(parts, spec),
+            spec,
+            folder=parts.folder / "teacher_text" / name,
+            origin={"teacher": teacher.model_dump(mode="json"), "data": parts.data.counts["files"]},
+            tokenizer=parts.tokenizer,
+            seed=parts.seed,
+            place=Place(runtime.rank, runtime.world_size, runtime.barrier),
+        )
+
+
+# --- Who writes -------------------------------------------------------------------------------------------------------
+
+
+def writer(parts: Parts, spec: schema.RolloutSource) -> Writer:
+    """Who writes the responses of a rollout."""
+    decoding = Decoding(
+        max_new_tokens=spec.max_new_tokens,
+        stop_ids=frozenset({parts.tokenizer.eos_token_id}),
+        temperature=spec.temperature,
+        top_k=spec.top_k,
+        top_p=spec.top_p,
+        no_repeat_ngram=spec.no_repeat_ngram,
+    )
+    policy, families = _policy(parts, spec.policy)
+    return LocalWriter(policy, families, decoding, spec.slots)
+
+
+def _policy(parts: Parts, spec: schema.AnyPolicy) -> tuple[Policy, list[Causal]]:
+    match spec:
+        case schema.StudentPolicy():
+            return Single(), [parts.student]
+        case schema.TeacherPolicy():
+            return Single(), [parts.teacher.teacher.family]
+        case schema.TokenMixedPolicy():
+            return Mixed(spec.teacher_share, spec.mix), [parts.student, parts.teacher.teacher.family]
+        case schema.SpeculativePolicy():
+            return Speculative(spec.top_k), [parts.student, parts.teacher.teacher.family]
