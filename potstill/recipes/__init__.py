@@ -5,7 +5,38 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from potstill.recipe import Recipe
+from potstill.recipes.abkd import abkd
+from potstill.recipes.akl import akl
+from potstill.recipes.distillm import distillm
+from potstill.recipes.distillm2 import distillm2
+from potstill.recipes.entropy_aware import entropy_aware
+from potstill.recipes.f_distill import f_distill
+from potstill.recipes.gkd import gkd
+from potstill.recipes.imitkd import imitkd
 from potstill.recipes.kd import kd
+from potstill.recipes.minillm import minillm
+from potstill.recipes.on_policy import on_policy
+from potstill.recipes.penalised_policy_gradient import penalised_policy_gradient
+from potstill.recipes.seqkd import seqkd
 from potstill.recipes.sft import sft
+from potstill.recipes.skd import skd
+from potstill.recipes.taid import taid
 
-METHODS: dict[str, Callable[..., Recipe]] = {"kd": kd, "sft": sft}
+METHODS: dict[str, Callable[..., Recipe]] = {
+    "kd": kd,
+    "sft": sft,
+    "seqkd": seqkd,
+    "imitkd": imitkd,
+    "gkd": gkd,
+    "on_policy": on_policy,
+    "minillm": minillm,
+    "distillm": distillm,
+    "distillm2": distillm2,
+    "taid": taid,
+    "abkd": abkd,
+    "akl": akl,
+    "f_distill": f_distill,
+    "skd": skd,
+    "entropy_aware": entropy_aware,
+    "penalised_policy_gradient": penalised_policy_gradient,
+}

@@ -9,10 +9,10 @@ AMiD, each on the data's own text. There is no T**2 factor at temperatures other
 Papers: Hinton, Vinyals and Dean 2015, arXiv:1503.02531; Kim and Rush 2016, arXiv:1606.07947 (word level). Each
 divergence names its own.
 
-Defaults: ce_weight 0 is DistiLLM's re-run of KD (MiniLLM's own baseline uses 0.5). Learning rate, batch, steps and the
-size of the evaluation are the demo's: a 63 M-parameter student, two minutes of two CPU cores. Small batches won there
-(held-out forward KL after 110 steps of 2: 2.11 nats; after 55 steps of 4: 2.27; docs/recipes/kd.md). For a task, set
-budget.epochs, a larger batch and evaluation.max_examples.
+Defaults: ce_weight 0 is DistiLLM's re-run of KD (MiniLLM's own baseline uses 0.5). Learning rate, batch, steps and
+the size of the evaluation are the demo's: a 63 M-parameter student, two minutes of two CPU cores. Small batches won
+there (held-out forward KL after 110 steps of 2: 2.11 nats; after 55 steps of 4: 2.27; docs/recipes/kd.md). For a
+task, set budget.epochs, a larger batch and evaluation.max_examples.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Supervised fine-tuning: cross-entropy on the data's own responses. No teacher.
 
-It is the baseline every distilled student has to beat, and the usual first step of a teacher or a student for a task.
+It is the baseline every distilled student has to beat, and the usual first step of a teacher or a student for a
+task.
 
 Defaults: those of ``kd``, so that the two compare; the student is cut from the embedded model.
 """

@@ -1,0 +1,44 @@
+"""What the built-in methods share, so that a comparison of two of them compares the methods.
+
+The size is the demo's: a student of 63 M parameters and a few minutes of two CPU cores. For a task set
+budget.epochs, a larger batch and evaluation.max_examples. A student that is to write its own text has to be able to
+write: start from one that was trained (``student=runs/kd-1/student``) and not from one that was just cut. The
+learning rate is for that. The best checkpoint is the one with the highest Rouge-L of greedy answers to the
+validation prompts, as in MiniLLM.
+"""
+
+from __future__ import annotations
+
+from potstill.recipe import (
+    Batching,
+    Budget,
+    Checkpoint,
+    Evaluation,
+    Optimizer,
+    Recipe,
+    Stage,
+    Stream,
+    Teacher,
+)
+
+
+def distillation(
+    method: str, *streams: Stream, learning_rate: float = 2e-4, batch_size: int = 4, dropout: bool = True
+) -> Recipe:
+    """A recipe of one stage with these streams, and an equally long fine-tuning beside it."""
+    return Recipe(
+        method=method,
+        baseline="equal_time_sft",
+        stages=(
+            Stage(
+                teacher=Teacher(),
+                streams=streams,
+                optimizer=Optimizer(learning_rate=learning_rate),
+                batch=Batching(size=batch_size),
+                budget=Budget(steps=60),
+                dropout=dropout,
+                checkpoint=Checkpoint(every=30, best_by="rouge_l"),
+                evaluation=Evaluation(max_examples=40, generate_examples=8, max_new_tokens=64),
+            ),
+        ),
+    )
