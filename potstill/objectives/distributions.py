@@ -125,6 +125,5 @@ def log_mixture(
     """log(w a + (1 - w) b); 0 where neither has mass, which no divergence then looks at."""
     # logaddexp(-inf, -inf) has no gradient, so outcomes that neither gives mass leave before it.
     nowhere = torch.isneginf(log_a) & torch.isneginf(log_b)
-    each = isinstance(weight_of_a, Tensor)
-    w = weight_of_a.to(log_a)[..., None] if each else log_a.new_tensor(weight_of_a)
+    w = weight_of_a.to(log_a)[..., None] if isinstance(weight_of_a, Tensor) else log_a.new_tensor(weight_of_a)
     return torch.logaddexp(log_a.masked_fill(nowhere, 0.0) + w.log(), log_b.masked_fill(nowhere, 0.0) + (-w).log1p())
