@@ -7,6 +7,8 @@ runs/<name>/
   checkpoints/     step-000200/{student/, state/, MANIFEST.json}  best -> step-...
   student/         the result: a loadable model folder with its card
   eval/            teacher.json student_before.json student_after.json equal_time_sft.json
+  panel/           the same names: what each model is like on its own samples
+  teacher_text/    what the teacher wrote to the training prompts, where a stream asks for it
   baseline/        the equal-time student: the same again inside
   cost.json        seconds, tokens, memory      report.html
 """

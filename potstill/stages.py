@@ -8,58 +8,30 @@ from __future__ import annotations
 import json
 import resource
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from potstill import assembly, recipe_io
+from potstill import assembly
 from potstill import recipe as schema
-from potstill.assembly import Student, Teaching
-from potstill.data.examples import Tokenised
-from potstill.data.prepare import Prepared, prepare
-from potstill.environment import environment
+from potstill.assembly import Student
+from potstill.bench import Bench, say, set_up
 from potstill.evaluation.evaluator import measure
-from potstill.evaluation.generation import greedy_rouge_l, judge_answers
+from potstill.evaluation.generation import greedy_rouge_l
+from potstill.measuring import evaluate
 from potstill.models.families import Causal
 from potstill.models.loading import load
 from potstill.run import MODELS, Run, remove_folder, write_text
 from potstill.sources.dataset import batches
-from potstill.streams import Parts, build_streams, plain_text_of
-from potstill.teachers.local import Remembering
+from potstill.streams import Parts, build_streams
 from potstill.training import checkpoint
-from potstill.training import runtime as runtimes
 from potstill.training.checkpoint import Checkpoint
-from potstill.training.runtime import Runtime
-from potstill.training.signals import StopRequest, listening
-from potstill.training.trainer import Job, State, check_batch, fit
+from potstill.training.signals import listening
+from potstill.training.trainer import Job, State, fit
 
 MUCH_OUTSIDE = 0.001  # of a teacher's probability on rows that are left out: worth a word
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What all trainings of a stage share."""
-
-    recipe: schema.Recipe
-    run: Run
-    runtime: Runtime
-    data: Prepared
-    tokenizer: Any
-    teaching: Teaching | None
-    plain_text: Mapping[str, Sequence[Tokenised]]
-    stop: StopRequest
-    allow_remote_code: bool
-
-    @property
-    def examiner(self) -> Remembering | None:
-        return self.teaching.examiner if self.teaching else None
-
-    @property
-    def vocab_size(self) -> int | None:
-        return self.teaching.vocab_size if self.teaching else None
 
 
 @dataclass(frozen=True)
@@ -83,7 +55,7 @@ def run(recipe: schema.Recipe, run: Run, *, allow_remote_code: bool = False) -> 
     with listening() as stop:
         bench = set_up(recipe, run, stop, allow_remote_code)
         for training in _trainings(bench):
-            resume_from = checkpoint.newest(training.run.checkpoints, _say)
+            resume_from = checkpoint.newest(training.run.checkpoints, say)
             student = _student(bench, training, resume_from)
             _measure_teacher(bench)  # not before there is a student: one that cannot be made is refused first
             _measure_untouched(bench, training, student, resume_from)
@@ -91,32 +63,6 @@ def run(recipe: schema.Recipe, run: Run, *, allow_remote_code: bool = False) -> 
             _finish(bench, training, state, student.stored_dtype)
         _write_samples(bench)
         bench.runtime.barrier()
-
-
-def set_up(recipe: schema.Recipe, run: Run, stop: StopRequest, allow_remote_code: bool) -> Bench:
-    """Join the other processes, read the data, load the teacher; refuse what cannot work before anything is trained."""
-    runtime = runtimes.start(recipe.device, recipe.dtype)
-    stage = recipe.stage
-    check_batch(stage.batch, runtime.world_size)
-    recipe = _settled(recipe, runtime)
-    tokenizer = assembly.student_tokenizer(stage, allow_remote_code)
-    data = prepare(stage.data, tokenizer, quarantine_file=run.quarantine_file if runtime.is_main else None)
-    plain_text = plain_text_of(stage, tokenizer)
-    teaching = assembly.load_teaching(stage, tokenizer, runtime, allow_remote_code)
-    if runtime.is_main:
-        write_text(run.recipe_file, recipe_io.dump(recipe))
-        run.write("env", environment(str(runtime.device), recipe.dtype))
-        run.write("data", data.counts | ({"vocabulary": teaching.note} if teaching and teaching.note else {}))
-    runtime.barrier()
-    return Bench(recipe, run, runtime, data, tokenizer, teaching, plain_text, stop, allow_remote_code)
-
-
-def _settled(recipe: schema.Recipe, runtime: Runtime) -> schema.Recipe:
-    """The recipe with what was ``auto`` settled, so that it re-runs the same."""
-    dtype = str(runtime.dtype).removeprefix("torch.")
-    if recipe.dtype == "auto" and runtime.is_main:
-        _say(f"computing in {dtype} on {runtime.device.type}, the faster here of float32 and bfloat16")
-    return recipe.model_copy(update={"device": runtime.device.type, "dtype": dtype})
 
 
 def _trainings(bench: Bench) -> Iterator[Training]:
@@ -138,11 +84,11 @@ def _student(bench: Bench, training: Training, resume_from: Checkpoint | None) -
         resume_from,
     )
     if resume_from and bench.runtime.is_main:
-        _say(f"going on from {resume_from.path}")
+        say(f"going on from {resume_from.path}")
     elif bench.runtime.is_main and training.label == "student_after":
         bench.run.write("student", student.made)
         if layers := student.made.get("kept_layers"):
-            _say(f"student: layers {layers} of {student.made['of_layers']} of {student.made['from']}")
+            say(f"student: layers {layers} of {student.made['of_layers']} of {student.made['from']}")
     return student
 
 
@@ -196,7 +142,7 @@ def _finish(bench: Bench, training: Training, state: State, stored_dtype: torch.
         _add_cost(bench.run, prefix, state)
         if not bench.run.eval_file(training.label).exists():
             loaded = load(str(training.run.student), dtype=bench.runtime.student_dtype, device=bench.runtime.device)
-            _evaluate(bench, training.label, Causal(loaded.model, bench.vocab_size), loaded.size_on_disk)
+            evaluate(bench, training.label, Causal(loaded.model, bench.vocab_size), loaded.size_on_disk)
     bench.runtime.barrier()
 
 
@@ -215,35 +161,18 @@ def _export(bench: Bench, best: Checkpoint, run: Run, dtype: torch.dtype) -> Non
 
 def _measure_teacher(bench: Bench) -> None:
     if bench.teaching and bench.runtime.is_main and not bench.run.eval_file("teacher").exists():
-        _evaluate(bench, "teacher", bench.teaching.teacher.family, bench.teaching.size_on_disk)
+        evaluate(bench, "teacher", bench.teaching.teacher.family, bench.teaching.size_on_disk)
         outside = bench.run.read("eval/teacher").get("mass_outside", 0.0)
         if outside > MUCH_OUTSIDE:
-            _say(f"the teacher gives {outside:.1%} of its probability to {bench.teaching.note}")
+            say(f"the teacher gives {outside:.1%} of its probability to {bench.teaching.note}")
     bench.runtime.barrier()
 
 
 def _measure_untouched(bench: Bench, training: Training, student: Student, resume_from: Checkpoint | None) -> None:
     wanted = training.label == "student_after" and not resume_from and bench.runtime.is_main
     if wanted and not bench.run.eval_file("student_before").exists():
-        _evaluate(bench, "student_before", student.family, student.size_on_disk)
+        evaluate(bench, "student_before", student.family, student.size_on_disk)
     bench.runtime.barrier()
-
-
-def _evaluate(bench: Bench, label: str, family: Causal, size_on_disk: int) -> None:
-    """Measure one model on the held-out rows: one row of the table, and its answers."""
-    begun = time.perf_counter()
-    settings = bench.recipe.stage.evaluation
-    rows = bench.data.heldout[: settings.max_examples]
-    _say(f"measuring {label.replace('_', ' ')} on {len(rows)} held-out examples")
-    with bench.runtime.autocast():
-        figures = measure(family, bench.examiner, batches(rows, settings.batch_size, bench.tokenizer.eos_token_id))
-        answered = rows[: settings.generate_examples]
-        judged, answers = judge_answers(family, bench.tokenizer, answered, settings, bench.recipe.seed)
-    size = {"num_parameters": sum(p.numel() for p in family.model.parameters()), "size_on_disk_bytes": size_on_disk}
-    bench.run.write(f"answers/{label}", answers)
-    bench.run.write(f"eval/{label}", figures | judged | size)
-    cost = bench.run.read("cost")
-    bench.run.write("cost", cost | {"evaluation_s": cost.get("evaluation_s", 0) + time.perf_counter() - begun})
 
 
 def _add_cost(run: Run, prefix: str, state: State) -> None:
@@ -270,7 +199,3 @@ def _write_samples(bench: Bench) -> None:
         outputs = {label: given[index] for label, given in answers.items() if given}
         lines.append({"id": row.example_id, "prompt": row.prompt, "reference": row.response, "outputs": outputs})
     write_text(bench.run.samples_file, "".join(json.dumps(line) + "\n" for line in lines))
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from potstill.reporting import plots, settings, tables
 from potstill.reporting.facts import Block, blocks
+from potstill.reporting.panel import panel
 from potstill.reporting.text import clean_text, one_line
 from potstill.run import Run, write_text
 
@@ -38,6 +39,7 @@ def render(run: Run) -> str:
         columns=tables.COLUMNS,
         models=tables.MODEL_NAMES,
         rows=list(tables.rows(run)),
+        panel=panel(run),
         charts=_charts(run),
         samples=[_sample(sample) for sample in run.samples()[:MAX_SAMPLES]],
         num_samples=len(run.samples()),

@@ -14,7 +14,7 @@ from potstill.run import Run
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["COLUMNS", "MODEL_NAMES", "Cell", "Column", "rich_table", "rows", "verdict"]
+__all__ = ["COLUMNS", "MODEL_NAMES", "Cell", "Column", "cell", "rich_table", "rows", "verdict"]
 
 MODEL_NAMES = {
     "teacher": "teacher",
@@ -63,7 +63,7 @@ COLUMNS = (
 def rows(run: Run, columns: tuple[Column, ...] = COLUMNS) -> Iterator[tuple[str, list[Cell]]]:
     """The key of each model that was measured, and its cells."""
     for model, figures in run.evaluations().items():
-        yield model, [_cell(column, figures) for column in columns]
+        yield model, [cell(column.key, column.shown, figures) for column in columns]
 
 
 def rich_table(run: Run) -> Table:
@@ -86,10 +86,11 @@ def rich_table(run: Run) -> Table:
     return table
 
 
-def _cell(column: Column, figures: dict[str, Any]) -> Cell:
-    value = column.shown(figures.get(column.key))
-    error = number(figures.get(f"{column.key}_stderr"))
+def cell(key: str, shown: Callable[[Any], str], figures: dict[str, Any]) -> Cell:
+    """One figure of a model, with its error."""
+    value = shown(figures.get(key))
+    error = number(figures.get(f"{key}_stderr"))
     # An error of 0, but for rounding, belongs to figures that are exact, such as a teacher compared with itself.
     if error is None or error < 1e-6 or value == MISSING:
         return Cell(value, "")
-    return Cell(value, percent(error) if column.shown is percent else significant(error, 2))
+    return Cell(value, percent(error) if shown is percent else significant(error, 2))
