@@ -101,7 +101,7 @@ def _job(bench: Bench, training: Training, student: Student) -> Job:
         with bench.runtime.autocast():
             figures = measure(student.family, bench.examiner, validation)
             if stage.checkpoint.best_by == "rouge_l":
-                answered = bench.data.validation[: stage.evaluation.generate_examples]
+                answered = bench.data.validation
                 figures["rouge_l"] = greedy_rouge_l(student.family, bench.tokenizer, answered, stage.evaluation)
         return figures
 

@@ -133,7 +133,8 @@ def _rows(parts: Parts, rows: Sequence[Tokenised]) -> DatasetSource:
 
 
 def _rollout(parts: Parts, spec: schema.RolloutSource, seed: int, judge: Judge | None = None) -> RolloutSource:
-    return RolloutSource(_rows(parts, parts.data.train), writer(parts, spec), spec, seed=seed, judge=judge)
+    prompts, dtype = _rows(parts, parts.data.train), parts.runtime.student_dtype
+    return RolloutSource(prompts, writer(parts, spec), spec, seed=seed, judge=judge, dtype=dtype)
 
 
 def _mixed_in(parts: Parts, name: str, spec: schema.RolloutSource, seed: int) -> Source:

@@ -23,7 +23,12 @@ from potstill.recipe import (
 
 
 def distillation(
-    method: str, *streams: Stream, learning_rate: float = 2e-4, batch_size: int = 4, dropout: bool = True
+    method: str,
+    *streams: Stream,
+    learning_rate: float = 2e-4,
+    batch_size: int = 4,
+    steps: int = 60,
+    dropout: bool = True,
 ) -> Recipe:
     """A recipe of one stage with these streams, and an equally long fine-tuning beside it."""
     return Recipe(
@@ -35,9 +40,9 @@ def distillation(
                 streams=streams,
                 optimizer=Optimizer(learning_rate=learning_rate),
                 batch=Batching(size=batch_size),
-                budget=Budget(steps=60),
+                budget=Budget(steps=steps),
                 dropout=dropout,
-                checkpoint=Checkpoint(every=30, best_by="rouge_l"),
+                checkpoint=Checkpoint(every=steps // 2, best_by="rouge_l"),
                 evaluation=Evaluation(max_examples=40, generate_examples=8, max_new_tokens=64),
             ),
         ),

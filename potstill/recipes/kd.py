@@ -18,24 +18,18 @@ task, set budget.epochs, a larger batch and evaluation.max_examples.
 from __future__ import annotations
 
 from potstill.recipe import (
-    Batching,
-    Budget,
-    Checkpoint,
     Divergence,
-    Evaluation,
     ForwardKL,
     Fraction,
     LogitsSignal,
-    Optimizer,
     Recipe,
     Signal,
-    Stage,
     Stream,
-    Teacher,
     Term,
     UniformWeighting,
     Weighting,
 )
+from potstill.recipes.common import distillation
 
 
 def kd(
@@ -55,18 +49,5 @@ def kd(
     """
     compare = Term(objective=divergence, weighting=weighting, coefficient=1 - ce_weight)
     imitate = Term.model_validate({"objective": "cross_entropy", "coefficient": ce_weight})
-    return Recipe(
-        method="kd",
-        baseline="equal_time_sft",
-        stages=(
-            Stage(
-                teacher=Teacher(),
-                streams=(Stream(signal=signal, terms=(compare, imitate) if ce_weight else (compare,)),),
-                optimizer=Optimizer(learning_rate=1e-3),
-                batch=Batching(size=2),
-                budget=Budget(steps=120),
-                checkpoint=Checkpoint(every=60, best_by="forward_kl_nats"),
-                evaluation=Evaluation(max_examples=40, generate_examples=8, max_new_tokens=64),
-            ),
-        ),
-    )
+    stream = Stream(signal=signal, terms=(compare, imitate) if ce_weight else (compare,))
+    return distillation("kd", stream, learning_rate=1e-3, batch_size=2, steps=120)

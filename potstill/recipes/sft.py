@@ -43,7 +43,7 @@ def sft(*, label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0) -> Recipe
                 optimizer=Optimizer(learning_rate=1e-3),
                 batch=Batching(size=2),
                 budget=Budget(steps=120),
-                checkpoint=Checkpoint(every=60, best_by="perplexity"),
+                checkpoint=Checkpoint(every=60, best_by="rouge_l"),
                 evaluation=Evaluation(max_examples=40, generate_examples=8, max_new_tokens=64),
             ),
         ),

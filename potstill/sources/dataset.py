@@ -33,6 +33,9 @@ class DatasetSource:
     def observe(self, validation: Mapping[str, float]) -> None:
         pass
 
+    def figures(self) -> dict[str, float]:
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         return {"position": self.position}
 

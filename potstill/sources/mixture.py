@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -25,16 +25,20 @@ class MixtureSource:
     def __init__(self, data: Source, rollout: Source, share: Schedule, *, seed: int):
         self._data, self._rollout, self._share, self._seed = data, rollout, share, seed
         self._step = 0
+        self._last = data
 
     def next(self, share: Share, progress: float) -> list[Batch]:
         chance = chance_of(self._seed, self._step)
         self._step += 1
-        source = self._rollout if chance < self._share.value(progress) else self._data
-        return source.next(share, progress)
+        self._last = self._rollout if chance < self._share.value(progress) else self._data
+        return self._last.next(share, progress)
 
     def observe(self, validation: Mapping[str, float]) -> None:
         for source in (self._data, self._rollout):
             source.observe(validation)
+
+    def figures(self) -> dict[str, float]:
+        return {"is_rollout": float(self._last is self._rollout)} | self._last.figures()
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self._step, "data": self._data.state_dict(), "rollout": self._rollout.state_dict()}
@@ -63,19 +67,26 @@ class ReplaySource:
         self._capacity = capacity
         self._buffer: list[Tokenised] = []
         self._step = 0
+        self._kind: Literal["data", "new", "replayed"] = "data"
 
     def next(self, share: Share, progress: float) -> list[Batch]:
         chance = chance_of(self._seed, self._step)
         self._step += 1
-        if chance >= self._schedule.value(progress):
+        self._kind = self._choose(chance, progress)
+        if self._kind == "data":
             return self._data.next(share, progress)
-        full = len(self._buffer) >= self._capacity
-        if full and chance >= self._schedule.generated(progress):
+        if self._kind == "replayed":
             rows = self._replayed(share.size)
         else:
             rows = [row for row, _ in self._rollout.write(share)]
             self._buffer = [*self._buffer, *rows][-self._capacity :]
         return list(batches(rows, share.micro_size, self._data.pad_id))
+
+    def _choose(self, chance: float, progress: float) -> Literal["data", "new", "replayed"]:
+        if chance >= self._schedule.value(progress):
+            return "data"
+        full = len(self._buffer) >= self._capacity
+        return "replayed" if full and chance >= self._schedule.generated(progress) else "new"
 
     def _replayed(self, count: int) -> list[Tokenised]:
         generator = torch.Generator().manual_seed(seed_of(self._seed, "replay", self._step))
@@ -85,6 +96,10 @@ class ReplaySource:
     def observe(self, validation: Mapping[str, float]) -> None:
         """Learn from the validation text's negative log-likelihood, per token."""
         self._schedule.observe(math.log(validation["perplexity"]), progress=0.0)
+
+    def figures(self) -> dict[str, float]:
+        own = {"student_share": self._schedule.value(0.0), "replay_sequences": float(len(self._buffer))}
+        return own | ({"is_rollout": float(self._kind != "data"), "is_new": float(self._kind == "new")})
 
     def state_dict(self) -> dict[str, Any]:
         return {

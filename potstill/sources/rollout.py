@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -37,6 +38,7 @@ class RolloutSource:
         spec: how many at once, and how often each is used.
         seed: of the draws.
         judge: gives credit to the sampled tokens; None where no term asks for it.
+        dtype: of the importance weights: float64 where the models are.
     """
 
     def __init__(
@@ -47,8 +49,11 @@ class RolloutSource:
         *,
         seed: int,
         judge: Judge | None = None,
+        dtype: torch.dtype = torch.float32,
     ):
         self._prompts, self._writer, self._spec, self._seed, self._judge = prompts, writer, spec, seed, judge
+        self._dtype = dtype
+        self._figures: dict[str, float] = {}
         self._rollout: list[list[Batch]] = []
         self._turns: list[int] = []  # which batches of the rollout come next
         self._num_rollouts = 0
@@ -72,9 +77,10 @@ class RolloutSource:
 
     def _collect(self, share: Share) -> None:
         """Write a rollout, and settle in which order its batches are used."""
+        begun = time.perf_counter()
         written = self.write(share, self._spec.batches_per_rollout)
         micro_batches = [
-            _sampled_batch(written[at : at + share.micro_size], self._prompts.pad_id)
+            _sampled_batch(written[at : at + share.micro_size], self._prompts.pad_id, self._dtype)
             for start in range(0, len(written), share.size)
             for at in range(start, start + share.size, share.micro_size)
         ]
@@ -83,6 +89,7 @@ class RolloutSource:
         self._rollout = [judged[at : at + per_batch] for at in range(0, len(judged), per_batch)]
         self._turns = [turn for update in range(self._spec.num_updates_per_batch) for turn in self._order(update)]
         self._num_rollouts += 1
+        self._figures = _figures([response for _, response in written]) | {"seconds": time.perf_counter() - begun}
 
     def _order(self, update: int) -> list[int]:
         """As they were written at first, then in a new order each time."""
@@ -95,17 +102,23 @@ class RolloutSource:
     def observe(self, validation: Mapping[str, float]) -> None:
         pass
 
+    def figures(self) -> dict[str, float]:
+        """Of the rollout that the last batch is from; ``age``: batches trained on since it was written."""
+        used = self._spec.batches_per_rollout * self._spec.num_updates_per_batch - len(self._turns)
+        return self._figures | {"age": float(used - 1)}
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "prompts": self._prompts.state_dict(),
             "num_rollouts": self._num_rollouts,
             "turns": list(self._turns),
+            "figures": self._figures,
             "rollout": [[packed(batch) for batch in written] for written in self._rollout] if self._turns else [],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._prompts.load_state_dict(state["prompts"])
-        self._num_rollouts, self._turns = state["num_rollouts"], list(state["turns"])
+        self._num_rollouts, self._turns, self._figures = state["num_rollouts"], list(state["turns"]), state["figures"]
         self._rollout = [[unpacked(batch) for batch in written] for written in state["rollout"]]
 
 
@@ -126,13 +139,20 @@ def answered(asked: Tokenised, response: Response, place: int) -> Tokenised:
     )
 
 
-def _sampled_batch(written: Sequence[tuple[Tokenised, Response]], pad_id: int) -> Batch:
+def _sampled_batch(written: Sequence[tuple[Tokenised, Response]], pad_id: int, dtype: torch.dtype) -> Batch:
     """A batch of responses with their importance weights, 1 at padding."""
     batch = collate([row for row, _ in written], pad_id)
-    weights = torch.ones(batch.response_ids.shape, dtype=torch.float32)
+    weights = torch.ones(batch.response_ids.shape, dtype=dtype)
     for row, (_, response) in zip(weights, written, strict=True):
-        row[: len(response.ids)] = torch.tensor(response.importance_weights)
+        row[: len(response.ids)] = torch.tensor(response.importance_weights, dtype=dtype)
     return replace(batch, importance_weights=weights)
+
+
+def _figures(responses: Sequence[Response]) -> dict[str, float]:
+    return {
+        "response_tokens": sum(len(response.ids) for response in responses) / len(responses),
+        "finished_share": sum(response.finished for response in responses) / len(responses),
+    }
 
 
 def packed(batch: Batch) -> dict[str, Any]:

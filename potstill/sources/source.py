@@ -46,6 +46,9 @@ class Source(Protocol):
     def observe(self, validation: Mapping[str, float]) -> None:
         """Learn from the figures of a validation."""
 
+    def figures(self) -> dict[str, float]:
+        """What is worth logging of the last batch, on this process."""
+
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers, strings, lists and dicts: what a checkpoint can hold."""
 

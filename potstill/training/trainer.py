@@ -96,7 +96,7 @@ def fit(job: Job, resume_from: Checkpoint | None = None) -> State:
             seconds = runtime.share(time.perf_counter() - begun)
             _advance(state, result, stage.batch.size, seconds)
             values = {term.metric: result.values[term.key] for term in _terms(job)}
-            log.write(_metrics_line(state, result, values | scheduled, rate, seconds))
+            log.write(_metrics_line(state, result, values | scheduled | _source_figures(job), rate, seconds))
             progress.update(state.step, spent(job, state), result.loss, result.tokens / seconds, state.seconds)
 
             due = spent(job, state) >= 1 or state.step % stage.checkpoint.every == 0
@@ -149,6 +149,10 @@ def _advance(state: State, result: StepResult, batch_size: int, seconds: float) 
 
 def _terms(job: Job) -> Iterator[LiveTerm]:
     return (term for stream in job.streams for term in stream.terms)
+
+
+def _source_figures(job: Job) -> dict[str, float]:
+    return {f"source/{stream.spec.name}_{k}": v for stream in job.streams for k, v in stream.source.figures().items()}
 
 
 def _metrics_line(
