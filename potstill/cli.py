@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -42,6 +44,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
 @app.command(
     epilog="Examples:\n\n"
     "`potstill train kd`  the embedded teacher, a student of 10 of its 30 layers, the starter data\n\n"
+    "`potstill train gkd student=runs/kd-1/student`  on text of the student that the first run has made\n\n"
     "`potstill train kd teacher=models/big student.keep_layers=12 data=rows.jsonl run=first`\n\n"
     "`potstill train kd data=dolly.jsonl data.format=dolly divergence=reverse_kl budget.epochs=2`\n\n"
     "`potstill train my-recipe.yaml seed=2`  a copy made with `potstill recipes cp kd my-recipe.yaml`\n\n"
@@ -189,12 +192,13 @@ def recipes_ls(format: FormatOption = Format.human) -> None:
     if format is Format.json:
         print(json.dumps(lines, indent=2))
     else:
-        print("\n".join(f"{name:12} {line}" for name, line in lines.items()))
+        width = max(map(len, lines))
+        print("\n".join(f"{name:{width}}  {line}" for name, line in lines.items()))
 
 
 @recipes_app.command("show", epilog="Example:\n\n`potstill recipes show kd`")
 def recipes_show(name: str, format: FormatOption = Format.human) -> None:
-    """Print a built-in recipe: what it does and where its defaults come from, then every setting."""
+    """Print a built-in recipe: what it does, its parameters, where defaults come from, then every setting."""
     from potstill import recipe_io
     from potstill.recipes import METHODS
 
@@ -202,8 +206,9 @@ def recipes_show(name: str, format: FormatOption = Format.human) -> None:
     if format is Format.json:
         print(recipe.model_dump_json(indent=2))
         return
-    prose = sys.modules[METHODS[name].__module__].__doc__ or ""
-    print("".join(f"# {line}".rstrip() + "\n" for line in prose.strip().splitlines()), end="")
+    prose = (sys.modules[METHODS[name].__module__].__doc__ or "").strip()
+    prose += f"\n\nParameters, as in `potstill train {name} KEY=VALUE`:\n\n{_parameters(METHODS[name])}"
+    print("".join(f"# {line}".rstrip() + "\n" for line in prose.splitlines()), end="")
     print(recipe_io.dump(recipe), end="")
 
 
@@ -248,6 +253,23 @@ def _print_run(run: Any, format: Format) -> None:
     console.print(
         f"\nstudent  {run.student}\nreport   {run.report_file}", markup=False, highlight=False, soft_wrap=True
     )
+
+
+def _parameters(method: Callable[..., Any]) -> str:
+    """The parameters of a recipe with their defaults, and what its docstring says of them."""
+    _, _, told = inspect.cleandoc(method.__doc__ or "").partition("Args:\n")
+    described = dict(line.strip().split(": ", 1) for line in told.splitlines() if ": " in line)
+    defaults = {name: p.default for name, p in inspect.signature(method).parameters.items()}
+    shown = {name: f"{name}={_plainly(default)}" for name, default in defaults.items()}
+    width = max(map(len, shown.values()), default=0)
+    return "\n".join(f"    {shown[name]:{width}}  {described.get(name, '')}" for name in defaults)
+
+
+def _plainly(default: Any) -> str:
+    """A default as it is written on the command line; a section by its name."""
+    if hasattr(default, "name"):
+        return str(default.name)
+    return "null" if default is None else json.dumps(default)
 
 
 def _print_figures(figures: dict[str, Any], format: Format) -> None:

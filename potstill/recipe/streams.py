@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self, TypeAlias
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from potstill.recipe.objectives import Objective, PolicyGradient, TeacherSection
-from potstill.recipe.schedules import Schedule, Scheduled, bounds
+from potstill.recipe.schedules import CurriculumSkew, Schedule, Scheduled, bounds
 from potstill.recipe.section import Count, Finite, Positive, Section, named
 from potstill.recipe.sources import DatasetSource, RolloutSource, Source
 from potstill.recipe.weightings import STUDENT_SCORES, UniformWeighting, Weighting
@@ -130,6 +130,11 @@ class Stream(Section):
             )
         if not isinstance(term.objective, TeacherSection):
             return
+        if isinstance(getattr(term.objective, "skew", None), CurriculumSkew):
+            raise ValueError(
+                f"a curriculum of skews goes by the teacher's probability of each response, and signal is "
+                f"{self.signal.name}. Set signal to logits"
+            )
         if self.signal.name not in term.objective.signals:
             raise ValueError(
                 f"objective {term.objective.name} cannot be computed from {self.signal.name}: it takes "
@@ -148,7 +153,8 @@ class Stream(Section):
         of_samples = isinstance(term.objective, PolicyGradient) or term.weighting.name == "importance"
         if of_samples and not sampled:
             what = "objective policy_gradient" if isinstance(term.objective, PolicyGradient) else "weighting importance"
+            whose = " of the teacher's text" if isinstance(self.source, RolloutSource) else ""
             raise ValueError(
-                f"{what} is about responses that the student has sampled, and source is {self.source.name}. "
+                f"{what} is about responses that the student has sampled, and source is {self.source.name}{whose}. "
                 "Set source to rollout, with policy student, token_mixed or speculative"
             )

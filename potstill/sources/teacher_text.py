@@ -85,8 +85,9 @@ def teacher_text(
     if place.rank == 0:
         _write_card(folder, key, parts, len(wanted), dropped, kept)
     if not kept:
+        reasons = ", ".join(f"{count} {name}" for name, count in dropped.items())
         raise DataError(
-            f"the filters drop all {len(wanted)} responses of the teacher ({dict(dropped)})",
+            f"the filters drop all {len(wanted)} responses of the teacher: {reasons}",
             "use fewer filters, or a larger max_new_tokens",
         )
     return tuple(kept)
