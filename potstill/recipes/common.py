@@ -26,7 +26,7 @@ def distillation(
     method: str,
     *streams: Stream,
     learning_rate: float = 2e-4,
-    batch_size: int = 4,
+    batch_size: int = 2,
     steps: int = 60,
     dropout: bool = True,
 ) -> Recipe:
