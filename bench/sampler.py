@@ -1,11 +1,12 @@
 """Tokens a second of the sampler against transformers' generate: equal lengths, and ragged ones.
 
-    python bench/sampler.py --model FOLDER --layers 6
+    python bench/sampler.py --model FOLDER --layers 6 [--dtype bfloat16] [--repeats 3]
 
 A student of the model's first layers, sampling at temperature 1; one thread, processor seconds, in turns in one
 process, medians. ``equal``: 8 prompts of 64 tokens, 64 new ones each. ``ragged``: 32 prompts whose responses are 4 to
-112 tokens long (mean 28), 8 slots, against static batches of 8 that run to the longest; lengths are forced by cutting,
-so both sides write the same number of useful tokens.
+112 tokens long (mean 28), 8 slots, against static batches of 8 that run to the longest and against transformers'
+continuous batching with 8 requests at a time; lengths are forced by cutting, so all sides write the same number of
+useful tokens.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers.generation import ContinuousBatchingConfig
 
 from potstill.models.decoding import CausalDecoder
 from potstill.models.families import Causal
@@ -70,6 +72,27 @@ def static(family: Causal, rows: Sequence[Sequence[int]], lengths: Sequence[int]
         generate(family, rows[start : start + SLOTS], max(lengths[start : start + SLOTS]))
 
 
+def continuous(family: Causal, rows: Sequence[Sequence[int]], lengths: Sequence[int]) -> None:
+    """One page a request, as many as fit at once; whole prompts enter, as they do in ours."""
+    settings = GenerationConfig(do_sample=True, temperature=1.0, top_k=0, eos_token_id=-1, pad_token_id=0)
+    pages = ContinuousBatchingConfig(
+        page_size=256, num_blocks=2 * SLOTS, max_requests_per_batch=SLOTS, max_batch_tokens=SLOTS * len(rows[0])
+    )
+    written: dict[str, int] = {}
+    with family.model.continuous_batching_context_manager(
+        settings, continuous_batching_config=pages, warmup=False
+    ) as manager:
+        names = [manager.add_request(list(row), max_new_tokens=limit) for row, limit in zip(rows, lengths, strict=True)]
+        while len(written) < len(rows):
+            result = manager.get_result(timeout=60)
+            if result is None or result.error:
+                raise RuntimeError(f"continuous batching gave up: {result}")
+            if result.is_finished():
+                written[result.request_id] = len(result.generated_tokens)
+    if [written[name] for name in names] != list(lengths):
+        raise RuntimeError("continuous batching wrote other numbers of tokens than were asked for")
+
+
 def compare(subjects: dict[str, Callable[[], Any]], tokens: int, repeats: int) -> dict[str, float]:
     seconds: dict[str, list[float]] = {name: [] for name in subjects}
     for _ in range(repeats):
@@ -92,7 +115,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    family = student(args.model, args.layers, getattr(torch, args.dtype))
+    # Continuous batching changes how a model attends, and so has one of its own.
+    family, other = (student(args.model, args.layers, getattr(torch, args.dtype)) for _ in range(2))
     lengths = ragged_lengths()
     equal, ragged = prompts(SLOTS, 64), prompts(len(lengths), 64)
 
@@ -107,7 +131,11 @@ def main() -> None:
     mean = sum(lengths) / len(lengths)
     print(f"ragged: {len(lengths)} prompts, {min(lengths)} to {max(lengths)} new tokens, mean {mean:.0f}")
     found["ragged"] = compare(
-        {"potstill": lambda: ours(family, ragged, lengths), "static batches": lambda: static(family, ragged, lengths)},
+        {
+            "potstill": lambda: ours(family, ragged, lengths),
+            "static batches": lambda: static(family, ragged, lengths),
+            "continuous batching": lambda: continuous(other, ragged, lengths),
+        },
         sum(lengths),
         args.repeats,
     )

@@ -13,7 +13,11 @@ from potstill.assembly import Teaching
 from potstill.data.examples import Tokenised
 from potstill.data.prepare import Prepared, prepare
 from potstill.environment import environment
+from potstill.errors import ConfigError
+from potstill.models.decoding import check_window
+from potstill.models.loading import config_of
 from potstill.run import Run, write_text
+from potstill.sampling.vllm import import_vllm
 from potstill.streams import plain_text_of
 from potstill.teachers.local import Remembering
 from potstill.training import runtime as runtimes
@@ -62,8 +66,29 @@ def set_up(recipe: schema.Recipe, run: Run, stop: StopRequest, allow_remote_code
         write_text(run.recipe_file, recipe_io.dump(recipe))
         run.write("env", environment(str(runtime.device), recipe.dtype))
         run.write("data", data.counts | ({"vocabulary": teaching.note} if teaching and teaching.note else {}))
+    _check_rollouts(stage, data, teaching, runtime, allow_remote_code)
     runtime.barrier()
     return Bench(recipe, run, runtime, data, tokenizer, teaching, plain_text, stop, allow_remote_code)
+
+
+def _check_rollouts(
+    stage: schema.Stage, data: Prepared, teaching: Teaching | None, runtime: Runtime, allow_remote_code: bool
+) -> None:
+    """Refuse rollouts that would not fit a model or an engine, before anything is measured or trained.
+
+    Raises: ModelError; ConfigError.
+    """
+    source, revision = assembly.source_of(stage)
+    configs = [config_of(source, revision=revision, allow_remote_code=allow_remote_code)]
+    configs += [teaching.teacher.family.model.config] if teaching else []
+    longest = max(len(row.prompt_ids) for row in data.train)
+    for rollout in filter(None, (schema.rollout_of(stream.source) for stream in stage.streams)):
+        for config in configs:
+            check_window(config.get_text_config(), longest + rollout.max_new_tokens)
+        if rollout.engine == "vllm":
+            import_vllm()
+            if runtime.device.type != "cuda":
+                raise ConfigError(f"engine is vllm, and this run is on {runtime.device.type}", "set engine to local")
 
 
 def _writes_untrained(stage: schema.Stage) -> bool:

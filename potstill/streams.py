@@ -19,6 +19,7 @@ from potstill.errors import ConfigError
 from potstill.models.families import Causal
 from potstill.sampling.distributions import Decoding
 from potstill.sampling.policies import Mixed, Policy, Single, Speculative
+from potstill.sampling.vllm import SyncedWriter, VllmWriter, check_syncable
 from potstill.sampling.writer import LocalWriter, Writer
 from potstill.schedules import DistillmSchedule
 from potstill.sources.credit import LogRatioJudge, Total
@@ -194,7 +195,18 @@ def writer(parts: Parts, spec: schema.RolloutSource) -> Writer:
         no_repeat_ngram=spec.no_repeat_ngram,
     )
     policy, families = _policy(parts, spec.policy)
+    if spec.engine == "vllm":
+        return _engine(parts, policy, families[0], decoding)
     return LocalWriter(policy, families, decoding, spec.slots)
+
+
+def _engine(parts: Parts, policy: Policy, family: Causal, decoding: Decoding) -> Writer:
+    """An engine beside the trained model, which starts from a copy of its weights and is kept in step with them."""
+    folder = parts.folder / "engine"
+    check_syncable(family)
+    family.model.save_pretrained(folder)
+    max_tokens = parts.stage.data.max_prompt_tokens + decoding.max_new_tokens
+    return SyncedWriter(VllmWriter(str(folder), policy, decoding, max_tokens=max_tokens), family)
 
 
 def _policy(parts: Parts, spec: schema.AnyPolicy) -> tuple[Policy, list[Causal]]:

@@ -46,6 +46,7 @@ def machine() -> list[Finding]:
         Finding("ok" if memory > 4 else "note", "memory", f"{memory:.1f} GiB free; the demo needs 4"),
         Finding("ok" if disk > 2 else "bad", "disk", f"{disk:.1f} GiB free here; the demo needs 2"),
         *_optional("gguf", "reads .gguf models and the embedded teacher: pip install 'potstill[gguf]'"),
+        *_optional("vllm", "writes rollouts on GPUs: pip install 'potstill[vllm]'"),
     ]
 
 

@@ -12,9 +12,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from potstill.errors import ModelError
 from potstill.models.families import Causal
-from potstill.types import Head
-
-FEW_ROWS = 8
+from potstill.models.products import head_logits, suited_products
 
 
 class Decoder(Protocol):
@@ -33,13 +31,14 @@ class Decoder(Protocol):
 class SlotLayer(CacheLayerMixin):
     """Keys and values of one layer, ``[slot, heads, token, dim]``: each sequence's own from column 0 on.
 
-    ``begin`` says which slots and columns the coming forward writes.
+    ``begin`` says which slots the coming forward writes, and where.
     """
 
     def __init__(self, slots: int, capacity: int):
         super().__init__()
         self._slots, self._capacity = slots, capacity
-        self._first, self._columns, self._width = 0, torch.zeros(0, dtype=torch.long), 0
+        self._first, self._width = 0, 0
+        self._at: tuple[Tensor, Tensor] | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         heads = key_states.shape[1]
@@ -47,9 +46,9 @@ class SlotLayer(CacheLayerMixin):
         self.values = value_states.new_zeros(self._slots, heads, self._capacity, value_states.shape[-1])
         self.is_initialized = True
 
-    def begin(self, first: int, columns: Int[Tensor, " active"], width: int) -> None:
-        """A prompt goes into slots from ``first`` on where ``columns`` is empty; otherwise a token to each column."""
-        self._first, self._columns, self._width = first, columns, width
+    def begin(self, first: int, width: int, at: tuple[Tensor, Tensor] | None) -> None:
+        """A token goes to each slot and column of ``at``; prompts, where it is None, into slots from ``first`` on."""
+        self._first, self._width, self._at = first, width, at
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
@@ -57,13 +56,13 @@ class SlotLayer(CacheLayerMixin):
         assert self.keys is not None
         assert self.values is not None
         count, _, length, _ = key_states.shape
-        if not len(self._columns):
+        if self._at is None:
             rows = slice(self._first, self._first + count)
             self.keys[rows, :, :length], self.values[rows, :, :length] = key_states, value_states
             return key_states, value_states
-        slots = torch.arange(count, device=key_states.device)
-        self.keys[slots, :, self._columns] = key_states[:, :, 0]
-        self.values[slots, :, self._columns] = value_states[:, :, 0]
+        slots, columns = self._at
+        self.keys[slots, :, columns] = key_states[:, :, 0]
+        self.values[slots, :, columns] = value_states[:, :, 0]
         return self.keys[:count, :, : self._width], self.values[:count, :, : self._width]
 
     def move(self, source: int, target: int, length: int) -> None:
@@ -95,7 +94,7 @@ class CausalDecoder:
 
     def __init__(self, family: Causal, slots: int, capacity: int):
         config = family.model.config.get_text_config()
-        _check(config, capacity)
+        check_window(config, capacity)
         self._family = family
         self._layers = [SlotLayer(slots, capacity) for _ in range(config.num_hidden_layers)]
         self._cache = Cache(layers=list(self._layers))
@@ -107,21 +106,21 @@ class CausalDecoder:
         lengths = [len(prompt) for prompt in prompts]
         width, device = max(lengths), self._family.model.device
         ids = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts], device=device)
-        self._begin(len(self._lengths), torch.zeros(0, dtype=torch.long), width)
+        self._begin(len(self._lengths), width, None)
         hidden = self._hidden(ids, torch.arange(width, device=device).expand(len(prompts), -1), None)
         self._lengths += lengths
         last = torch.tensor(lengths, device=device) - 1
-        return _logits(self._family.head, hidden[torch.arange(len(prompts), device=device), last])
+        return head_logits(self._family.head, hidden[torch.arange(len(prompts), device=device), last])
 
     @torch.no_grad()
     def step(self, tokens: Int[Tensor, " active"]) -> Float[Tensor, "active vocab"]:
         at = torch.tensor(self._lengths, device=tokens.device)
         width = max(self._lengths) + 1
-        self._begin(0, at, width)
+        self._begin(0, width, (torch.arange(len(at), device=tokens.device), at))
         seen: Bool[Tensor, "active width"] = torch.arange(width, device=tokens.device) <= at[:, None]
         hidden = self._hidden(tokens[:, None], at[:, None], seen[:, None, None])
         self._lengths = [length + 1 for length in self._lengths]
-        return _logits(self._family.head, hidden[:, 0])
+        return head_logits(self._family.head, hidden[:, 0])
 
     def leave(self, place: int) -> None:
         last = len(self._lengths) - 1
@@ -131,34 +130,32 @@ class CausalDecoder:
             self._lengths[place] = self._lengths[last]
         self._lengths.pop()
 
-    def _begin(self, first: int, columns: Tensor, width: int) -> None:
+    def _begin(self, first: int, width: int, at: tuple[Tensor, Tensor] | None) -> None:
         for layer in self._layers:
-            layer.begin(first, columns, width)
+            layer.begin(first, width, at)
 
     def _hidden(self, ids: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
-        return self._family.model.base_model(
-            input_ids=ids, position_ids=positions, attention_mask=mask, past_key_values=self._cache, use_cache=True
-        ).last_hidden_state
+        model = self._family.model
+        with suited_products(model.get_input_embeddings().weight):
+            return model.base_model(
+                input_ids=ids, position_ids=positions, attention_mask=mask, past_key_values=self._cache, use_cache=True
+            ).last_hidden_state
 
 
-def _logits(head: Head, hidden: Float[Tensor, "row hidden"]) -> Float[Tensor, "row vocab"]:
-    """The head of a few rows: with the large matrix on the left, 4 rows take half a processor's time, 8 rows 3/4."""
-    if hidden.device.type != "cpu" or not 1 < len(hidden) <= FEW_ROWS:
-        return head(hidden)
-    linear = (head.weight[: head.vocab_size] @ hidden.T).T.contiguous()
-    return head.logits(linear if head.bias is None else linear + head.bias[: head.vocab_size])
+def check_window(config: Any, capacity: int) -> None:
+    """Refuse more tokens than a model sees.
 
-
-def _check(config: Any, capacity: int) -> None:
+    Raises: ModelError.
+    """
     window = getattr(config, "sliding_window", None)
     if window is not None and getattr(config, "use_sliding_window", True) and capacity > window:
         raise ModelError(
             f"its attention sees {window} tokens back, and prompt and response are up to {capacity}",
-            "shorten data.max_prompt_tokens or the response",
+            "lower data.max_prompt_tokens, or max_new_tokens of the rollout or the evaluation",
         )
     limit = getattr(config, "max_position_embeddings", None)
     if limit is not None and capacity > limit:
         raise ModelError(
             f"the model has {limit} positions, and prompt and response are up to {capacity}",
-            "shorten data.max_prompt_tokens or the response",
+            "lower data.max_prompt_tokens, or max_new_tokens of the rollout or the evaluation",
         )

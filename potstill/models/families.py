@@ -100,10 +100,11 @@ def check_projection(family: Causal, name: str) -> None:
 
 @contextmanager
 def evaluating(family: Causal) -> Iterator[None]:
-    """Dropout off, and as before afterwards."""
-    before = family.training
+    """Dropout off, and every module as before afterwards: some may be kept from training on purpose."""
+    training = [module for module in family.modules() if module.training]
     family.eval()
     try:
         yield
     finally:
-        family.train(before)
+        for module in training:
+            module.training = True

@@ -78,6 +78,7 @@ class RolloutSource(Section):
     top_p: Annotated[float, Field(strict=True, gt=0, le=1)] = 1.0
     no_repeat_ngram: Index = 0  # 0: repeats are allowed
     slots: Count = 8  # sequences written at a time; memory and speed only
+    engine: Literal["local", "vllm"] = "local"  # vllm: on the GPU that trains, in one process; not run by us
     batches_per_rollout: Count = 1  # written at once, before any is trained on
     num_updates_per_batch: Count = 1  # times each batch of a rollout is trained on (PPO's epochs)
     samples_per_prompt: Count = 1  # of the teacher's stored text
@@ -91,6 +92,11 @@ class RolloutSource(Section):
             if getattr(self, name) != type(self).model_fields[name].default:
                 whose = "the teacher writes once, before training" if stored else "it is for the teacher's stored text"
                 raise ValueError(f"{name} does not apply to policy {self.policy.name}: {whose}. Leave it out")
+        if self.engine == "vllm" and self.policy.name in ("token_mixed", "speculative"):
+            raise ValueError(
+                f"policy {self.policy.name} needs both models' logits at every token, which vllm keeps to itself. "
+                "Set engine to local"
+            )
         return self
 
 

@@ -1,0 +1,88 @@
+"""Products for decoding are those of the libraries, and a model that uses them writes what it would write anyway."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from potstill.models import products
+from potstill.models.decoding import CausalDecoder
+from potstill.models.families import Causal
+from potstill.models.products import head_logits, suited_products, widened_linear
+from potstill.types import Head
+from tests import tiny
+
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def drawn(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(*shape, generator=GENERATOR).to(dtype)
+
+
+def exactly(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return F.linear(rows.double(), weight.double(), None if bias is None else bias.double())
+
+
+@pytest.mark.parametrize("shape", [(1,), (5,), (3, 4)])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("size", [7, products.BLOCK, 2 * products.BLOCK + 3])
+def test_widened_products_are_rounded_once(shape: tuple[int, ...], biased: bool, size: int) -> None:
+    """Half a unit in the last of bfloat16's 8 places, and what float32 adds."""
+    rows, weight = drawn(*shape, 64, dtype=torch.bfloat16), drawn(size, 64, dtype=torch.bfloat16)
+    bias = drawn(size, dtype=torch.bfloat16) if biased else None
+    found = widened_linear(rows, weight, bias)
+    assert found.dtype == torch.bfloat16
+    assert found.is_contiguous()
+    torch.testing.assert_close(found.double(), exactly(rows, weight, bias), rtol=2**-8, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [1, 2, 4, 8, 9, 20])
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_heads_logits_do_not_depend_on_the_order_of_the_product(
+    dtype: torch.dtype, count: int, biased: bool
+) -> None:
+    weight, hidden = drawn(50, 64, dtype=dtype), drawn(count, 64, dtype=dtype)
+    bias = drawn(50, dtype=dtype) if biased else None
+    found = head_logits(Head(weight, bias, torch.tanh, 40), hidden)
+    expected = exactly(hidden, weight[:40], None if bias is None else bias[:40]).tanh()
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.04}[dtype]
+    torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_only_narrow_weights_of_several_rows_on_the_measured_processor_are_widened(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[int] = []
+    whole = widened_linear
+
+    def counted(rows: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        calls.append(rows.numel() // rows.shape[-1])
+        return whole(rows, *rest)
+
+    monkeypatch.setattr(products, "widened_linear", counted)
+    for capability, expected in (("AVX2", [4, 12]), ("AVX512", [])):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
+        calls.clear()
+        for dtype in (torch.bfloat16, torch.float32):
+            weight = drawn(16, 64, dtype=dtype)
+            with suited_products(weight):
+                for shape in ((3,), (4,), (3, 4)):
+                    F.linear(drawn(*shape, 64, dtype=dtype), weight)
+        assert calls == expected
+
+
+@pytest.mark.parametrize("make", [tiny.llama, tiny.gpt2])
+def test_a_model_in_bfloat16_decodes_as_its_own_forward_does(make: type) -> None:
+    """As near to it in float64 as twice what the libraries' own bfloat16 is."""
+    model = make(3).bfloat16()
+    ids = torch.randint(1, tiny.VOCAB, (6, 12), generator=GENERATOR)
+    decoder = CausalDecoder(Causal(model), 6, 12)
+    rows = [decoder.admit(ids[:, :5].tolist())]
+    rows += [decoder.step(ids[:, at]) for at in range(5, 12)]
+    with torch.no_grad():
+        own = model(ids).logits[:, 4:].double()
+        exact = model.double()(ids).logits[:, 4:]
+    found = torch.stack(rows, 1).double()
+    assert (found - exact).abs().mean() < 2 * (own - exact).abs().mean()
