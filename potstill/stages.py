@@ -25,6 +25,7 @@ from potstill.models.families import Causal
 from potstill.models.loading import load
 from potstill.run import MODELS, Run, remove_folder, write_text
 from potstill.sources.dataset import batches
+from potstill.sources.teacher_text import seconds_of
 from potstill.streams import Parts, build_streams
 from potstill.training import checkpoint
 from potstill.training.checkpoint import Checkpoint
@@ -70,8 +71,14 @@ def _trainings(bench: Bench) -> Iterator[Training]:
     stage, run = bench.recipe.stage, bench.run
     yield Training("student_after", stage, run)
     if bench.recipe.baseline == "equal_time_sft":
-        seconds = bench.runtime.share(run.read("cost").get("training_s") if bench.runtime.is_main else None)
+        seconds = bench.runtime.share(_seconds_spent(run) if bench.runtime.is_main else None)
         yield Training("equal_time_sft", assembly.equal_time_sft(stage, seconds), run.baseline)
+
+
+def _seconds_spent(run: Run) -> float:
+    """What the student has cost: its training, and the writing of its teacher's text."""
+    cost = run.read("cost")
+    return float(cost["training_s"] + cost["teacher_text_s"])
 
 
 def _student(bench: Bench, training: Training, resume_from: Checkpoint | None) -> Student:
@@ -178,6 +185,7 @@ def _measure_untouched(bench: Bench, training: Training, student: Student, resum
 def _add_cost(run: Run, prefix: str, state: State) -> None:
     own = {
         "training_s": state.seconds,
+        "teacher_text_s": sum(seconds_of(folder) for folder in (run.path / "teacher_text").glob("*")),
         "steps": state.step,
         "best_step": state.best_step,
         "tokens": state.tokens,

@@ -91,7 +91,9 @@ def asked(
     if teaching is None:
         return None, None
     credited = next((t.objective for t in spec.terms if isinstance(t.objective, schema.PolicyGradient)), None)
-    teacher = OncePerBatch(teaching.teacher) if credited else teaching.teacher
+    rollout = schema.rollout_of(spec.source)
+    again = credited or (rollout and rollout.num_updates_per_batch > 1)
+    teacher = OncePerBatch(teaching.teacher) if again else teaching.teacher
     judge = LogRatioJudge(student, teacher, credited, total) if credited else None
     match spec.signal:
         case schema.LogitsSignal():
@@ -146,13 +148,7 @@ def _mixed_in(parts: Parts, name: str, spec: schema.RolloutSource, seed: int) ->
 
 
 def _replay(parts: Parts, spec: schema.ReplaySource, seed: int) -> ReplaySource:
-    share = parts.stage.batch.size // parts.runtime.world_size
     capacity = spec.capacity // parts.runtime.world_size
-    if capacity < share:
-        raise ConfigError(
-            f"the replay buffer's capacity {spec.capacity} is less than batch.size {parts.stage.batch.size}",
-            "set a larger capacity, at least the batch",
-        )
     schedule = DistillmSchedule(
         start=spec.student_share, step=spec.step, tolerance=spec.tolerance if spec.adaptive else math.inf
     )

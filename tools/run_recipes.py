@@ -3,9 +3,9 @@
     python tools/run_recipes.py --data FOLDER
 
 FOLDER holds Dolly's rows in MiniLLM's form, dev.jsonl and valid.jsonl. The student is first trained by ``kd``; then
-each recipe goes on from it for 20 steps at its own defaults. Every student is measured by its own recipe's
-divergence, on held-out prompts and on the kind of text the recipe trains on: the references, the teacher's
-responses, or the student's own. Pairs are the same example before and after; the interval is a bootstrap over
+each recipe goes on from it for 20 steps at its own defaults. Every student is measured by its own recipe's divergence,
+on held-out prompts and on the kind of text the recipe trains on: the references, the teacher's responses, or what the
+student wrote before the 20 steps. The same tokens are measured before and after; the interval is a bootstrap over
 examples. What is finished is not done again.
 """
 
@@ -15,7 +15,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from potstill.sampling.distributions import Decoding
 from potstill.sampling.policies import Single
 from potstill.sampling.writer import LocalWriter
 from potstill.sources.dataset import batches
-from potstill.teachers.local import LocalTeacher
+from potstill.teachers.local import LocalTeacher, Remembering
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "recipes" / "index.md"
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
@@ -45,7 +45,7 @@ WARM_UP_STEPS, STEPS = 120, 20
 RESAMPLES = 10_000
 TOKENS = 64  # of a held-out response, whoever wrote it
 COMPARED = [name for name in METHODS if name not in ("kd", "sft")]  # kd is the warm-up
-TEXTS = {"data": "the references", "teacher": "the teacher's text", "own": "its own text"}
+TEXTS = {"data": "the references", "teacher": "the teacher's text", "own": "the student's own text"}
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,10 @@ def yardstick(built: recipe.Recipe) -> Yardstick:
 
 
 def text_of(source: recipe.AnySource) -> str:
-    if isinstance(source, recipe.RolloutSource):
-        return "teacher" if source.policy.name == "teacher" else "own"
+    """The kind that a source ends on: a mixture on the student's own, DistiLLM's replay, which begins at 0, on data."""
+    if isinstance(source, recipe.RolloutSource | recipe.MixtureSource):
+        rollout = recipe.rollout_of(source)
+        return "teacher" if rollout and rollout.policy.name == "teacher" else "own"
     return "data"
 
 
@@ -90,18 +92,27 @@ def text_of(source: recipe.AnySource) -> str:
 class Bench:
     """What all students are measured with."""
 
-    teacher: LocalTeacher
+    teacher: Remembering
     rows: Sequence[Tokenised]
     decoding: Decoding
     pad_id: int
+    before: Causal
+    texts: dict[str, list[Tokenised]] = field(default_factory=dict)
 
-    def text(self, kind: str, student: Causal) -> list[Tokenised]:
-        """The held-out prompts with responses of a kind."""
+    def text(self, kind: str) -> list[Tokenised]:
+        """The held-out prompts with responses of a kind; the student's own are those of before."""
         if kind == "data":
             return list(self.rows)
-        writer = LocalWriter(Single(), [self.teacher.family if kind == "teacher" else student], self.decoding, slots=8)
-        responses = writer.write([row.prompt_ids for row in self.rows], seeds=range(len(self.rows)))
-        return [replace(row, response_ids=given.ids) for row, given in zip(self.rows, responses, strict=True)]
+        if kind not in self.texts:
+            family = self.teacher.family if kind == "teacher" else self.before
+            writer = LocalWriter(Single(), [family], self.decoding, slots=8)
+            responses = writer.write([row.prompt_ids for row in self.rows], seeds=range(len(self.rows)))
+            written = zip(self.rows, responses, strict=True)
+            self.texts[kind] = [
+                replace(row, example_id=f"{kind} {row.example_id}", response_ids=response.ids)
+                for row, response in written
+            ]
+        return self.texts[kind]
 
     @torch.no_grad()
     def values(self, by: Yardstick, student: Causal) -> Tensor:
@@ -109,7 +120,7 @@ class Bench:
         settings = by.objective.model_dump(exclude={"name"})
         objective = partial(getattr(objectives, by.objective.name), **settings)
         found = []
-        for batch in batches(self.text(by.text, student), 8, self.pad_id):
+        for batch in batches(self.text(by.text), 8, self.pad_id):
             sums = torch.zeros(len(batch), dtype=torch.float64)
             positions = select(student.output(batch), self.teacher.signal(batch), batch, batch.response_mask)
             for _, chunk in positions.chunks():
@@ -146,7 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the folder of dev.jsonl and valid.jsonl")
     parser.add_argument("--teacher", default="smollm2-135m-instruct")
-    parser.add_argument("--examples", type=int, default=32, help="held-out prompts that are measured")
+    parser.add_argument("--examples", type=int, default=24, help="held-out prompts that are measured")
     parser.add_argument("--methods", nargs="*", default=COMPARED)
     options = parser.parse_args()
     common: dict[str, Any] = {
@@ -157,33 +168,37 @@ def main() -> None:
             "max_validation": 8,  # with so few steps there is no checkpoint to choose
         },
         "teacher": options.teacher,
-        "evaluation": {"max_examples": 8, "generate_examples": 2, "max_new_tokens": 32},
+        "evaluation": {"max_examples": 2, "generate_examples": 2, "max_new_tokens": 8},  # measured below instead
     }
     warm = run_once("recipes-warm-up", "kd", budget={"steps": WARM_UP_STEPS}, **common)
     teacher = load(options.teacher)
-    heldout = recipe.Data(path=str(options.data / "valid.jsonl"), format="dolly", max_response_tokens=TOKENS)
+    heldout = recipe.Data(
+        path=str(options.data / "valid.jsonl"), format="dolly", max_prompt_tokens=2 * TOKENS, max_response_tokens=TOKENS
+    )
     rows = prepare_all(heldout, teacher.tokenizer)
     eos = teacher.tokenizer.eos_token_id
     family = Causal(teacher.model.float())
-    bench = Bench(LocalTeacher(family), rows[: options.examples], Decoding(TOKENS, frozenset({eos})), eos)
     before = student_of(warm.student)
+    bench = Bench(
+        Remembering(LocalTeacher(family)), rows[: options.examples], Decoding(TOKENS, frozenset({eos})), eos, before
+    )
     student = {"kind": "pretrained", "model": str(warm.student), "freeze_embeddings": True}  # frozen as in the warm-up
     settings = common | {"student": student, "budget": {"steps": STEPS}}
     lines = []
     for method in options.methods:
-        lines.append(line_of(method, bench, before, settings))
+        lines.append(line_of(method, bench, settings))
         print(lines[-1], file=sys.stderr, flush=True)
     if options.methods == COMPARED:
         write_table(lines, options)
 
 
-def line_of(method: str, bench: Bench, before: Causal, settings: dict[str, Any]) -> str:
+def line_of(method: str, bench: Bench, settings: dict[str, Any]) -> str:
     """A row of the table."""
     run = run_once(f"recipes-{method}", method, **settings)
     by = yardstick(recipe_io.load(run.recipe_file, methods=METHODS))
     measured = run.path / "before_after.json"
     if not measured.exists():
-        first, then = bench.values(by, before), bench.values(by, student_of(run.student))
+        first, then = bench.values(by, bench.before), bench.values(by, student_of(run.student))
         write_text(measured, json.dumps({"before": first.tolist(), "after": then.tolist()}))
     values = {
         name: torch.tensor(found, dtype=torch.float64) for name, found in json.loads(measured.read_text()).items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -66,6 +66,14 @@ Policy = Annotated[Annotated[AnyPolicy, Field(discriminator="name")], BeforeVali
 Filter: TypeAlias = Literal["empty", "unfinished", "repetitive"]
 
 
+def listed(value: Any) -> Any:
+    """A bare name is a list of one."""
+    return (value,) if isinstance(value, str) else value
+
+
+Filters = Annotated[tuple[Filter, ...], BeforeValidator(listed)]
+
+
 class RolloutSource(Section):
     """Responses that a model writes to the prompts of the stage's data."""
 
@@ -82,7 +90,7 @@ class RolloutSource(Section):
     batches_per_rollout: Count = 1  # written at once, before any is trained on
     num_updates_per_batch: Count = 1  # times each batch of a rollout is trained on (PPO's epochs)
     samples_per_prompt: Count = 1  # of the teacher's stored text
-    filters: tuple[Filter, ...] = ("empty",)  # of the teacher's stored text, in order
+    filters: Filters = ("empty",)  # of the teacher's stored text, in order
 
     @model_validator(mode="after")
     def _fits_policy(self) -> Self:

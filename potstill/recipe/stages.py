@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from potstill.recipe.section import Count, Fraction, Index, NonNegative, Positive, Section
-from potstill.recipe.sources import rollout_of
+from potstill.recipe.sources import ReplaySource, rollout_of
 from potstill.recipe.streams import Stream
 
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
@@ -157,6 +157,12 @@ class Stage(Section):
         names = [stream.name for stream in self.streams]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"two streams are called {twice}. Give each a name of its own")
+        for stream in self.streams:
+            if isinstance(stream.source, ReplaySource) and stream.source.capacity < self.batch.size:
+                raise ValueError(
+                    f"stream {stream.name} replays from {stream.source.capacity} sequences, and a batch has "
+                    f"{self.batch.size}. Set capacity to at least the batch"
+                )
         if self.teacher:
             return self
         if taught := next((stream for stream in self.streams if stream.signal.name != "none"), None):

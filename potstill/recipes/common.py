@@ -25,7 +25,7 @@ from potstill.recipe import (
 def distillation(
     method: str,
     *streams: Stream,
-    learning_rate: float = 2e-4,
+    learning_rate: float = 1e-4,
     batch_size: int = 2,
     steps: int = 60,
     dropout: bool = True,

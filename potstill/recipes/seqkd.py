@@ -21,7 +21,7 @@ from pydantic import Field
 from potstill.recipe import (
     Count,
     CrossEntropy,
-    Filter,
+    Filters,
     ForwardKL,
     Fraction,
     LogitsSignal,
@@ -42,7 +42,7 @@ def seqkd(
     temperature: NonNegative = 1.0,
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0,
     max_new_tokens: Count = 128,
-    filters: tuple[Filter, ...] = ("empty",),
+    filters: Filters = ("empty",),
     kd_weight: Fraction = 0.0,
 ) -> Recipe:
     """Fine-tune a student on its teacher's responses.

@@ -33,6 +33,7 @@ class LogRatioJudge:
 
     def __init__(self, student: Causal, teacher: LiveTeacher, spec: recipe.PolicyGradient, total: Total = list):
         self._student, self._teacher, self._spec, self._total = student, teacher, spec, total
+        self.figures: dict[str, float] = {}
 
     def __call__(self, rollout: Sequence[Batch]) -> list[Batch]:
         rollout = [batch.to(self._student.model.device) for batch in rollout]
@@ -41,6 +42,8 @@ class LogRatioJudge:
             masks = [batch.response_mask for batch in rollout]
             advantages = whitened([credit.advantages for credit in credits], masks, self._total)
             credits = [replace(credit, advantages=own) for credit, own in zip(credits, advantages, strict=True)]
+        real = torch.cat([c.advantages[batch.response_mask] for batch, c in zip(rollout, credits, strict=True)])
+        self.figures = {"advantage_mean": float(real.mean()), "advantage_rms": float(real.square().mean().sqrt())}
         return [replace(batch, credit=credit) for batch, credit in zip(rollout, credits, strict=True)]
 
     @torch.no_grad()

@@ -21,7 +21,9 @@ from potstill.types import Batch, Credit
 
 
 class Judge(Protocol):
-    """Gives the tokens of a whole rollout their credit."""
+    """Gives the tokens of a whole rollout their credit. ``figures`` are what is worth logging of the last one."""
+
+    figures: dict[str, float]
 
     def __call__(self, rollout: Sequence[Batch]) -> list[Batch]: ...
 
@@ -90,6 +92,7 @@ class RolloutSource:
         self._turns = [turn for update in range(self._spec.num_updates_per_batch) for turn in self._order(update)]
         self._num_rollouts += 1
         self._figures = _figures([response for _, response in written]) | {"seconds": time.perf_counter() - begun}
+        self._figures |= self._judge.figures if self._judge else {}
 
     def _order(self, update: int) -> list[int]:
         """As they were written at first, then in a new order each time."""

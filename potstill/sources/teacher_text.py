@@ -76,14 +76,16 @@ def teacher_text(
     """
     key = {"origin": origin, "source": spec.model_dump(mode="json"), "seed": seed}
     part = folder / f"part-{place.rank:05d}.jsonl"
+    begun = time.perf_counter()
     wanted = [(row, sample) for row in prompts for sample in range(spec.samples_per_prompt)]
     _write_part(part, wanted[place.rank :: place.world_size], writer, spec, key, tokenizer, seed, place)
     place.barrier()
+    seconds = seconds_of(folder) + time.perf_counter() - begun
     parts = [folder / f"part-{rank:05d}.jsonl" for rank in range(place.world_size)]
     written = {(line.id, line.sample): line for file in parts for line in _lines(file, key)}
     kept, dropped = _sift([_answered(row, written[row.example_id, sample]) for row, sample in wanted], spec.filters)
     if place.rank == 0:
-        _write_card(folder, key, parts, len(wanted), dropped, kept)
+        _write_card(folder, key, parts, len(wanted), dropped, kept, seconds)
     if not kept:
         reasons = ", ".join(f"{count} {name}" for name, count in dropped.items())
         raise DataError(
@@ -196,6 +198,7 @@ def _write_card(
     count: int,
     dropped: Counter[str],
     kept: Sequence[Tokenised],
+    seconds: float,
 ) -> None:
     """Where the text is from, and what became of it."""
     hashes = {}
@@ -208,6 +211,13 @@ def _write_card(
         "dropped": dict(dropped),
         "kept": len(kept),
         "kept_response_tokens": sum(len(row.response_ids) for row in kept),
+        "seconds": round(seconds, 3),
         "files": hashes,
     }
     write_text(folder / "card.json", json.dumps(card, indent=2) + "\n")
+
+
+def seconds_of(folder: Path) -> float:
+    """How long the teacher has written the text in a folder, by its card; 0 where there is none."""
+    card = folder / "card.json"
+    return float(json.loads(card.read_text(encoding="utf-8"))["seconds"]) if card.exists() else 0.0

@@ -18,6 +18,7 @@ from potstill.recipes import METHODS
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
+ALL_RECIPES = ROOT / "docs" / "recipes" / "index.md"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -59,11 +60,45 @@ def test_the_method_of_the_how_to_is_a_recipe() -> None:
     (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
     names: dict[str, object] = {}
     exec(code, names)
-    methods = {"entropy_aware": names["entropy_aware"]}
-    recipe = recipe_io.load("entropy_aware", {"threshold": 1.5}, methods=methods)  # type: ignore[arg-type]
-    reverse, gated = recipe.stage.streams[0].terms
-    assert (reverse.objective.name, gated.objective.name) == ("reverse_kl", "forward_kl")
-    assert gated.weighting.threshold == 1.5
+    methods = {"cover_then_seek": names["cover_then_seek"]}
+    settings = {"weight": 0.5, "rollout.max_new_tokens": 16}
+    recipe = recipe_io.load("cover_then_seek", settings, methods=methods)  # type: ignore[arg-type]
+    on_data, on_own = recipe.stage.streams
+    assert (on_data.terms[0].objective.name, on_own.terms[0].objective.name) == ("forward_kl", "reverse_kl")
+    assert on_own.terms[0].coefficient.end == 0.5  # type: ignore[union-attr]
+    assert on_own.source.max_new_tokens == 16  # type: ignore[union-attr]
+
+
+def table_row(page: Path, method: str) -> str:
+    """The first row of a page's tables whose first cell names the method; empty where there is none."""
+    rows = [row for row in page.read_text(encoding="utf-8").splitlines() if row.startswith("| ")]
+    names = (f"`{method}`", f"[{method}]")
+    return next((row for row in rows if any(name in row.split("|")[1] for name in names)), "")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_a_page_and_a_row_in_the_readme(method: str) -> None:
+    page = ROOT / "docs" / "recipes" / f"{method}.md"
+    assert f"::: potstill.recipes.{method}\n" in page.read_text(encoding="utf-8")
+    assert f"potstill train {method}" in page.read_text(encoding="utf-8")
+    assert table_row(ROOT / "README.md", method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_table_of_recipes_is_what_they_are(method: str) -> None:
+    _, text, signal, terms = table_row(ALL_RECIPES, method).strip("| ").split(" | ")
+    streams = recipe_io.load(method, {}, methods=METHODS).stage.streams
+    assert {stream.source.name for stream in streams} == names_in(text)
+    assert {stream.signal.name for stream in streams} <= names_in(signal)
+    assert {term.objective.name for stream in streams for term in stream.terms} <= names_in(terms)
+
+
+def test_the_generated_table_has_its_place() -> None:
+    assert re.search(r"^<!-- table:begin -->\n(.*\n)*<!-- table:end -->$", ALL_RECIPES.read_text("utf-8"), re.M)
+
+
+def names_in(cell: str) -> set[str]:
+    return set(re.findall(r"`(\w+)`", cell))
 
 
 def test_every_page_is_in_the_navigation() -> None:
