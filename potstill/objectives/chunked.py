@@ -66,12 +66,12 @@ class Chunk:
         rows, columns = self.places
         return Chunk(self.student_logits[at], teacher, (rows[at], columns[at]), self.batch, self.embeddings)
 
-    def value(self, term: BoundTerm) -> Tensor:
-        """The term's objective at these positions (a scalar where it reads whole responses)."""
-        settings = {name: setting[self.places] for name, setting in term.settings.items()}
-        return term.objective(*self._arguments(term), **settings)
+    def settings(self, term: BoundTerm) -> dict[str, Tensor]:
+        """The settings of the term's objective that differ from position to position."""
+        return {name: setting[self.places] for name, setting in term.settings.items()}
 
-    def _arguments(self, term: BoundTerm) -> tuple[Any, ...]:
+    def arguments(self, term: BoundTerm) -> tuple[Any, ...]:
+        """What the term's objective is called with."""
         match term.reads:
             case "teacher":
                 if self.teacher is None:
@@ -241,8 +241,8 @@ class _Share:
         self._scale = scale
         self._everywhere = bool((scale != 0).all())
 
-    def of(self, chunk: Chunk, at: slice) -> tuple[Tensor, Tensor]:
-        """The term's scales in a chunk, and its objective there.
+    def of(self, chunk: Chunk, at: slice) -> tuple[Tensor, Chunk]:
+        """The term's scales in a chunk, and what it counts of it.
 
         Positions that only other terms count are left out: something infinite must not meet a scale of 0.
         """
@@ -250,7 +250,7 @@ class _Share:
         if not self._everywhere:
             kept = scale != 0
             chunk, scale = chunk[kept], scale[kept]
-        return scale, chunk.value(self.term)
+        return scale, chunk
 
 
 def _add_chunk(values: Tensor, shares: Sequence[_Share], positions: Positions, at: slice, wanted: bool) -> Tensor:
@@ -265,10 +265,10 @@ def _add_chunk(values: Tensor, shares: Sequence[_Share], positions: Positions, a
         with torch.set_grad_enabled(wanted):
             chunk = positions.chunk(leaf, teacher, at, block)
             for index, share in enumerate(shares):
-                scale, objective = share.of(chunk, within(at, block))
-                value = (objective * scale).sum()
+                term, (scale, part) = share.term, share.of(chunk, within(at, block))
+                value = (term.objective(*part.arguments(term), **part.settings(term)) * scale).sum()
                 values[index] += value.detach()
-                total = total + share.term.coefficient * value
+                total = total + term.coefficient * value
         if wanted:
             linear[block] = torch.autograd.grad(total, leaf)[0]
     return linear

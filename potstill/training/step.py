@@ -219,7 +219,7 @@ def _blame(
                 for term in bound(micro, divide_by, runtime, progress):
                     if term.reads == "response":
                         continue  # of finite logits it is finite
-                    bad = ~chunk.value(term).isfinite()
+                    bad = ~term.objective(*chunk.arguments(term), **chunk.settings(term)).isfinite()
                     if not bad.any():
                         continue
                     rows = sorted(set(chunk.places[0][bad].tolist()))
