@@ -91,7 +91,7 @@ class RolloutSource:
         self._rollout = [judged[at : at + per_batch] for at in range(0, len(judged), per_batch)]
         self._turns = [turn for update in range(self._spec.num_updates_per_batch) for turn in self._order(update)]
         self._num_rollouts += 1
-        self._figures = _figures([response for _, response in written]) | {"seconds": time.perf_counter() - begun}
+        self._figures = _figures([response for _, response in written]) | {"writing_s": time.perf_counter() - begun}
         self._figures |= self._judge.figures if self._judge else {}
 
     def _order(self, update: int) -> list[int]:

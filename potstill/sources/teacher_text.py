@@ -80,7 +80,8 @@ def teacher_text(
     wanted = [(row, sample) for row in prompts for sample in range(spec.samples_per_prompt)]
     _write_part(part, wanted[place.rank :: place.world_size], writer, spec, key, tokenizer, seed, place)
     place.barrier()
-    seconds = seconds_of(folder) + time.perf_counter() - begun
+    before = seconds_of(folder) if _card(folder).items() >= key.items() else 0.0
+    seconds = before + time.perf_counter() - begun
     parts = [folder / f"part-{rank:05d}.jsonl" for rank in range(place.world_size)]
     written = {(line.id, line.sample): line for file in parts for line in _lines(file, key)}
     kept, dropped = _sift([_answered(row, written[row.example_id, sample]) for row, sample in wanted], spec.filters)
@@ -219,5 +220,9 @@ def _write_card(
 
 def seconds_of(folder: Path) -> float:
     """How long the teacher has written the text in a folder, by its card; 0 where there is none."""
-    card = folder / "card.json"
-    return float(json.loads(card.read_text(encoding="utf-8"))["seconds"]) if card.exists() else 0.0
+    return float(_card(folder).get("seconds", 0.0))
+
+
+def _card(folder: Path) -> dict[str, Any]:
+    file = folder / "card.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}

@@ -23,7 +23,14 @@ WEIGHTINGS: dict[str, dict[str, Any]] = {section().name: {} for section in get_a
     "top_fraction": {"fraction": 0.4, "score": "forward_kl"},
     "entropy_gate": {"threshold": 3.0},
 }
-SIGNALS: dict[str, dict[str, Any]] = {"none": {}, "logits": {}, "top_k": {"k": 5}, "sampled": {"draws": 20}}
+SIGNALS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "token_logprobs": {},
+    "logits": {},
+    "top_k": {"k": 5},
+    "sampled": {"draws": 20},
+}
+OF_SAMPLED_TOKENS = {"policy_gradient", "importance"}  # what stands in a stream of rollouts alone
 
 
 def stream(objective: str, signal: str, weighting: str, reduction: str = "token_mean") -> recipe.Stream | None:
@@ -34,8 +41,10 @@ def stream(objective: str, signal: str, weighting: str, reduction: str = "token_
         "weighting": {"name": weighting} | WEIGHTINGS[weighting],
         "reduction": reduction,
     }
+    source = "rollout" if {objective, weighting} & OF_SAMPLED_TOKENS else "dataset"
+    made = {"source": {"name": source}, "signal": {"name": signal} | SIGNALS[signal], "terms": [term]}
     try:
-        return recipe.Stream.model_validate({"signal": {"name": signal} | SIGNALS[signal], "terms": [term]})
+        return recipe.Stream.model_validate(made)
     except ValidationError:
         return None
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
 from torch import Tensor
 
-from potstill import assembly, recipe
+from potstill import assembly, recipe, streams
 from potstill.models.families import Causal
 from potstill.objectives.chunked import evaluate_terms
+from potstill.sources.credit import LogRatioJudge
 from potstill.teachers.local import LocalTeacher, Remembering
 from potstill.training.runtime import Runtime
 from potstill.training.step import LiveStream, bound, denominators, weighed
 from potstill.training.terms import LiveTerm
-from potstill.types import Batch
+from potstill.types import Batch, Credit
 from tests import tiny
 from tests.contract.table import DIVERGENCES, FAMILIES, OBJECTIVES, SIGNALS, WEIGHTINGS, combinations, family, stream
 
@@ -31,10 +33,18 @@ def models(kind: str) -> tuple[Causal, Causal]:
     return family(kind, 0), family(kind, 1)
 
 
-def live(spec: recipe.Stream, teacher: Causal) -> LiveStream:
+def live(spec: recipe.Stream, student: Causal, teacher: Causal) -> LiveStream:
     teaching = assembly.Teaching(LocalTeacher(teacher), Remembering(LocalTeacher(teacher)), tiny.VOCAB, "", 0)
     terms = tuple(LiveTerm(spec.name, term) for term in spec.terms)
-    return LiveStream(spec, None, assembly.asked(teaching, spec.signal, seed=1), terms)  # type: ignore[arg-type]
+    signal, _ = streams.asked(spec, teaching, student, seed=1)
+    return LiveStream(spec, None, signal, terms)  # type: ignore[arg-type]
+
+
+def sampled(student: Causal, teacher: Causal, batch: Batch) -> Batch:
+    """The batch as if a mixture had written it: weights that belong to the tokens, and the judge's credit."""
+    weights = torch.where(batch.response_mask, 0.5 + (batch.response_ids % 7) / 7, 1.0).double()
+    judge = LogRatioJudge(student, LocalTeacher(teacher), recipe.PolicyGradient())
+    return judge([replace(batch, importance_weights=weights)])[0]
 
 
 def step(
@@ -42,7 +52,7 @@ def step(
 ) -> tuple[float, dict[str, Tensor]]:
     """The loss of a global batch that comes in these micro-batches, and the student's gradient."""
     student.zero_grad(set_to_none=True)
-    micro_batches = [weighed(live(spec, teacher), batch, student, RUNTIME) for batch in batches]
+    micro_batches = [weighed(live(spec, student, teacher), batch, student, RUNTIME) for batch in batches]
     divide_by = denominators(micro_batches, RUNTIME)
     loss = 0.0
     for micro in micro_batches:
@@ -57,12 +67,16 @@ def rows(batch: Batch, *indices: int) -> Batch:
     """Some rows of a batch, cut to the length they need."""
     at = torch.tensor(indices)
     prompt, response = batch.prompt_mask[at].sum(1).max(), batch.response_mask[at].sum(1).max()
+    assert batch.credit is not None
+    assert batch.importance_weights is not None
     return Batch(
         batch.prompt_ids[at][:, batch.prompt_ids.shape[1] - prompt :],
         batch.prompt_mask[at][:, batch.prompt_ids.shape[1] - prompt :],
         batch.response_ids[at][:, :response],
         batch.response_mask[at][:, :response],
         tuple(batch.example_ids[index] for index in indices),
+        batch.importance_weights[at][:, :response],
+        Credit(*(value[at][:, :response] for value in vars(batch.credit).values())),
     )
 
 
@@ -80,11 +94,12 @@ def test_layout_changes_nothing(objective: str, signal: str, weighting: str) -> 
     for reduction in ("token_mean", "sequence_mean"):
         spec = stream(objective, signal, weighting, reduction)
         assert spec is not None
-        batch = tiny.batch(LENGTHS)
+        batch = sampled(student, teacher, tiny.batch(LENGTHS))
         expected = step(student, teacher, spec, [batch])
         assert expected[0] != 0
         assert max(gradient.abs().max() for gradient in expected[1].values()) > 1e-9
-        same(step(student, teacher, spec, [tiny.batch(LENGTHS, extra_left=3, extra_right=4)]), expected)
+        padded = sampled(student, teacher, tiny.batch(LENGTHS, extra_left=3, extra_right=4))
+        same(step(student, teacher, spec, [padded]), expected)
         same(step(student, teacher, spec, [rows(batch, index) for index in range(4)]), expected)
         same(step(student, teacher, spec, [rows(batch, 3, 1), rows(batch, 0, 2)], chunk_size=4), expected)
 
@@ -111,7 +126,7 @@ def test_every_family_trains_on_every_objective(kind: str, objective: str) -> No
     student, teacher = family(kind, 0), family(kind, 1)
     spec = stream(objective, "logits", "uniform") or stream(objective, "none", "uniform")
     assert spec is not None
-    batch = tiny.batch(LENGTHS)
+    batch = sampled(student, teacher, tiny.batch(LENGTHS))
     before, gradient = step(student, teacher, spec, [batch])
     if objective in DIVERGENCES:
         _, other = step(student, family(kind, 2), spec, [batch])
@@ -137,6 +152,9 @@ def test_the_table_has_the_pairs_that_the_mathematics_allows() -> None:
         "total_variation",
         "squared_hellinger",
     }
+    assert {objective for objective, signal in allowed if signal == "token_logprobs"} == {"policy_gradient"}
+    assert {signal for objective, signal in allowed if objective == "policy_gradient"} == {"logits", "token_logprobs"}
+    assert {objective for objective, _, weighting in combinations() if weighting == "importance"} == set(OBJECTIVES)
     assert {objective for objective, _ in allowed} == set(OBJECTIVES)
     assert {signal for _, signal in allowed} == set(SIGNALS)
     assert {weighting for *_, weighting in combinations()} == set(WEIGHTINGS)

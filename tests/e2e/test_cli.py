@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from potstill import cli
+from potstill.recipes import METHODS
 from tests import tiny
 from tests.e2e.conftest import SMALL, as_arguments
 
@@ -85,8 +86,9 @@ def test_a_run_and_all_that_can_be_asked_of_it(call: Run, workspace: Path) -> No
 def test_recipes_are_listed_shown_copied_and_run(call: Run, workspace: Path) -> None:
     code, out, _ = call("recipes", "ls")
     assert code == 0
-    assert {line.split()[0] for line in out.splitlines()} == {"kd", "sft"}
+    assert {line.split()[0] for line in out.splitlines()} == METHODS.keys()
     code, out, _ = call("recipes", "show", "kd")
+    assert "ce_weight=0.0" in out  # its parameters
     assert "arXiv:1503.02531" in out
     assert "learning_rate" in out
     assert call("recipes", "cp", "kd", "mine.yaml")[0] == 0

@@ -15,6 +15,7 @@ from torch import Tensor
 from potstill import objectives, recipe
 from potstill.errors import ConfigError
 from potstill.objectives import sparse
+from potstill.recipe.objectives import ObjectiveSection
 from tests.numerics.table import logits
 
 TEMPERED = "(student_logits, teacher_logits, *, {}temperature=1.0)"
@@ -39,11 +40,20 @@ INTERFACE = {
     "unlikelihood": "(student_logits, seen_ids, seen_mask, target_ids)",
     "embedding_similarity": "(student_logits, embeddings, mask)",
     "policy_gradient": ("(student_logprobs, behaviour_logprobs, advantages, *, clip=None, importance_weights=None)"),
+    "token_policy_gradient": (
+        "(student_logits, target_ids, *, behaviour_logprobs, advantages, importance_weights=None, clip=None, "
+        "clip_weights=False, temperature=1.0)"
+    ),
     "squared_log_ratio": "(student_logprobs, teacher_logprobs)",
     "k1": "(student_logprobs, teacher_logprobs)",
     "k3": "(student_logprobs, teacher_logprobs)",
 }
 OF_SAMPLED_TOKENS = {"policy_gradient", "squared_log_ratio", "k1", "k3"}  # what rollouts are scored with
+OF_EACH_TOKEN = {"behaviour_logprobs", "advantages", "importance_weights"}  # told by the batch and not by a recipe
+
+
+def function_of(section: type[ObjectiveSection]) -> str:
+    return section.function or section.model_fields["name"].default
 
 
 def test_the_interface_is_what_it_is() -> None:
@@ -64,10 +74,14 @@ def test_the_objectives_need_neither_transformers_nor_pydantic() -> None:
 
 
 @pytest.mark.parametrize("section", get_args(recipe.AnyObjective), ids=lambda section: section.__name__)
-def test_recipe_settings_are_the_functions_keywords_with_the_same_defaults(section: type[recipe.Section]) -> None:
-    declared = {name: field.default for name, field in section.model_fields.items()}
-    parameters = inspect.signature(getattr(objectives, declared.pop("name"))).parameters.values()
-    keywords = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+def test_recipe_settings_are_the_functions_keywords_with_the_same_defaults(
+    section: type[ObjectiveSection],
+) -> None:
+    elsewhere = {"name", *section.made_elsewhere}
+    assert elsewhere <= section.model_fields.keys()
+    declared = {name: field.default for name, field in section.model_fields.items() if name not in elsewhere}
+    parameters = inspect.signature(getattr(objectives, function_of(section))).parameters.values()
+    keywords = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in OF_EACH_TOKEN}
     assert declared.keys() == keywords.keys()
     required = inspect.Parameter.empty  # of the function; a recipe may have a vetted setting
     assert {k: v for k, v in declared.items() if keywords[k] is not required} == {
@@ -77,7 +91,7 @@ def test_recipe_settings_are_the_functions_keywords_with_the_same_defaults(secti
 
 def test_every_objective_of_logits_can_stand_in_a_recipe() -> None:
     sections = get_args(recipe.AnyObjective)
-    inside = {section.model_fields["name"].default for section in sections}
+    inside = {function_of(section) for section in sections}
     assert inside == set(objectives.__all__) - OF_SAMPLED_TOKENS
 
 

@@ -138,7 +138,7 @@ OVERRIDES = [
     ("sft", "teacher=X", "stages.0.teacher", {"model": "X", "revision": None}),
     ("sft", "teacher.model=X", "stages.0.teacher.model", "X"),
     ("kd", "checkpoint=5", "stages.0.checkpoint.every", 5),
-    ("kd", "checkpoint=5", "stages.0.checkpoint.best_by", "forward_kl_nats"),
+    ("kd", "checkpoint=5", "stages.0.checkpoint.best_by", "rouge_l"),
     ("kd", "batch=16", "stages.0.batch.size", 16),
     ("kd", "data=F.jsonl", "stages.0.data.path", "F.jsonl"),
     ("kd", "student.keep_layers=[0, 2]", "stages.0.student.keep_layers", (0, 2)),
@@ -278,8 +278,8 @@ def test_an_argument_that_is_no_setting(argument: str, fragment: str, fix: str) 
 def test_an_unknown_method() -> None:
     error = refusal("kdd")
     assert error.cause == "no method or recipe file called 'kdd'"
-    assert error.fix == "Did you mean 'kd'? Methods: kd, sft"
-    assert refusal("zzzzz").fix == "Methods: kd, sft"
+    assert error.fix == f"Did you mean 'kd'? Methods: {', '.join(METHODS)}"
+    assert refusal("zzzzz").fix == f"Methods: {', '.join(METHODS)}"
 
 
 def test_a_missing_file_names_the_one_that_is_near(write: Write) -> None:
@@ -420,7 +420,7 @@ BROKEN = {
         FULL.replace("signal: logits", "signal: logit"),
         "6:17",
         "stages.0.streams.0.signal.name",
-        "one of none, logits, top_k, sampled, not 'logit'",
+        "one of none, token_logprobs, logits, top_k, sampled, not 'logit'",
         "Did you mean 'logits'?",
     ),
     "unknown objective": (
@@ -501,7 +501,7 @@ BROKEN = {
         "Did you mean 'reverse_kl'?",
     ),
     "unknown method": ("method: kdd\n", "1:9", "method", "no method called 'kdd'", "Did you mean 'kd'?"),
-    "no method": ("seed: 3\n", "1:1", "method", "is missing", "Give one (kd, sft), or stages"),
+    "no method": ("seed: 3\n", "1:1", "method", "is missing", f"Give one ({', '.join(METHODS)}), or stages"),
     "several stages": (FULL + FULL.split("stages:\n")[1], "3:3", "stages", "must be a list of 1, each a mapping", None),
     "stages that are none": ("stages: 5\n", "1:9", "stages", "must be a list of 1", None),
     "duplicate key": ("method: kd\nseed: 1\nseed: 2\n", "3:1", "seed", "stands twice, first in line 2", "Remove one"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -60,6 +62,7 @@ def test_fixed_schedules() -> None:
     assert values(recipe.LinearSchedule(start=1, end=3, share=0.5)) == [1, 2, 3, 3, 3]
     assert values(recipe.CosineSchedule(start=1, end=0), 3) == pytest.approx([1, 0.5, 0])
     assert values(recipe.CosineSchedule(start=0, end=2, share=0.5)) == pytest.approx([0, 1, 2, 2, 2])
+    assert values(recipe.ExponentialSchedule(start=0, end=1, left=0.01), 3) == pytest.approx([0, 0.9, 0.99])
     assert values(recipe.StepSchedule(values=(1, 2, 0), at=(0.25, 0.6))) == [1, 2, 2, 0, 0]
 
 
@@ -164,3 +167,57 @@ def test_a_figure_that_is_not_finite_is_not_learned_from(figure: float) -> None:
             if math.isfinite(loss):
                 without.observe(loss, index / 10)
         assert with_it.state_dict() == without.state_dict()
+
+
+def test_exponential_leaves_the_same_share_at_every_step_and_does_not_go_on_over_the_end() -> None:
+    """ImitKD's share of the data: left**progress."""
+    found = values(recipe.ExponentialSchedule(start=0, end=1, left=0.2), 9)
+    ratios = [(1 - b) / (1 - a) for a, b in itertools.pairwise(found)]
+    assert ratios == pytest.approx([0.2 ** (1 / 8)] * 8)
+    late = schedules.build(recipe.ExponentialSchedule(start=3, end=1, left=0.25))
+    assert late.value(1.0) == late.value(2.0) == pytest.approx(1.5)
+
+
+# --- One number for each response -------------------------------------------------------------------------------------
+
+
+def test_a_skew_is_the_starts_where_the_models_differ_as_at_first_and_less_where_they_are_closer() -> None:
+    """1 - 0.9 c / gap, with c = 0.2: by hand."""
+    schedule = schedules.CurriculumSkew()
+    schedule.anchor(0.2)
+    found = schedule.values(torch.tensor([0.2, 0.19, 0.185, 0.18, 0.02, 0.5], dtype=torch.float64))
+    assert found[0].item() == pytest.approx(0.1, abs=1e-4)
+    assert found[1].item() == pytest.approx(1 - 0.9 * 0.2 / 0.19, abs=1e-4)
+    assert found[2].item() == pytest.approx(1 - 0.9 * 0.2 / 0.185, abs=1e-4)
+    assert found[3:].tolist() == [0.01, 0.01, 0.1]  # kept in range
+
+
+def test_a_skew_stays_in_range_whatever_the_gaps() -> None:
+    schedule = schedules.CurriculumSkew(start=0.3, least=0.05)
+    for first in (0.2, 0.0, -0.2, math.nan):
+        schedule.anchor(first)
+        gaps = torch.tensor([0.0, -1e-5, -0.4, 1e-30, 1.0, math.nan], dtype=torch.float64)
+        found = schedule.values(gaps)
+        assert ((found >= 0.05) & (found <= 0.3)).all()
+
+
+def test_a_curriculum_has_to_be_anchored_and_is_so_after_a_restart() -> None:
+    schedule, later = schedules.CurriculumSkew(), schedules.CurriculumSkew()
+    assert not schedule.is_anchored
+    with pytest.raises(ValueError, match="has not been told yet"):
+        schedule.values(torch.ones(2))
+    later.load_state_dict(json.loads(json.dumps(schedule.state_dict())))
+    assert not later.is_anchored
+    schedule.anchor(0.2)
+    later.load_state_dict(json.loads(json.dumps(schedule.state_dict())))
+    gaps = torch.tensor([0.1, 0.19, 0.3])
+    assert torch.equal(later.values(gaps), schedule.values(gaps))
+
+
+@pytest.mark.parametrize(
+    ("section", "settings"), [("curriculum", {"start": 0.1, "least": 0.2}), ("taid", {"start": 1.0, "end": 0.5})]
+)
+def test_ranges_that_run_backwards_are_refused(section: str, settings: dict[str, float]) -> None:
+    made = {"curriculum": recipe.CurriculumSkew, "taid": recipe.TaidSchedule}[section]
+    with pytest.raises(ValueError, match=r"(?i)give a (least|start) up to the"):
+        made(**settings)

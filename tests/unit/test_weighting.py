@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -186,7 +187,8 @@ def test_every_weighting_of_a_recipe_is_detached_non_negative_and_none_at_paddin
     spec = section()
     output, signal = STUDENT.output(ROWS), Live(TEACHER(ROWS).detach(), TEACHER.head)
     score = weighting.scores(spec.score, output, signal, ROWS) if spec.score else None
-    found = weighting.weights(spec, ROWS, score)
+    sampled = torch.full(ROWS.response_mask.shape, 0.7, dtype=torch.float64, requires_grad=True)
+    found = weighting.weights(spec, replace(ROWS, importance_weights=sampled), score)
     assert not found.requires_grad
     assert (found >= 0).all()
     assert (found[~ROWS.response_mask] == 0).all()
@@ -201,3 +203,31 @@ def test_the_gate_opens_where_the_teacher_is_uncertain() -> None:
     certain, open_ = torch.full((3, 6), 0.6), torch.full((3, 6), 0.7)
     assert weighting.weights(spec, BATCH, certain).sum() == 0
     assert torch.equal(weighting.weights(spec, BATCH, open_), weighting.uniform(MASK))
+
+
+# --- Importance -------------------------------------------------------------------------------------------------------
+
+
+IMPORTANCE = Term.model_validate({"objective": "reverse_kl", "weighting": "importance"})
+SAMPLED = replace(BATCH, importance_weights=torch.tensor([[0.5, 2.0, 1.0, 0.0, 9, 9], [3.0, 9, 9, 9, 9, 9], [9.0] * 6]))
+
+
+def test_importance_weights_are_those_of_the_sampled_tokens() -> None:
+    found = weighting.weights(IMPORTANCE.weighting, SAMPLED)
+    assert found[0, :3].tolist() == [0.5, 2.0, 1.0]
+    assert found[1].tolist() == [3.0, 0, 0, 0, 0, 0]
+    assert found[2].sum() == 0
+
+
+@pytest.mark.parametrize(("reduction", "expected"), [("token_mean", 6.5 / 5), ("sequence_mean", (3.5 / 4 + 3) / 2)])
+def test_they_are_divided_by_the_number_of_tokens_and_not_by_their_sum(reduction: str, expected: float) -> None:
+    """Divided by their sum the mean would be biased. A token the student would never write is still a token."""
+    term = IMPORTANCE.model_copy(update={"reduction": reduction})
+    weight = weighting.weights(term.weighting, SAMPLED)
+    found = weighting.scales(term, weight, weighting.denominator(term, weight))
+    assert found.sum().item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_text_that_nobody_sampled_has_no_importance() -> None:
+    with pytest.raises(ValueError, match="these were not sampled"):
+        weighting.weights(IMPORTANCE.weighting, BATCH)
