@@ -22,7 +22,7 @@ from tests import tiny
 FOLDER = Path(__file__).parents[2] / "examples" / "s4_cnn_dailymail"
 METHODS = ("forward_kl", "reverse_kl", "jensen_shannon", "policy_gradient", "penalised_policy_gradient")
 STEPS = ("sft_teacher", "sft_student", "sft_continued", *METHODS)
-LIMIT = 8
+LIMIT = 8  # articles of each split, in a smoke
 
 
 def module(name: str) -> ModuleType:
@@ -60,6 +60,15 @@ def test_a_long_article_loses_its_end_and_its_summary_nothing(tmp_path: Path) ->
     assert [row.response for row in rows] == [summary, summary]
     assert not any(row.truncated for row in rows)
     assert (counts["articles"], counts["cut_articles"], counts["left_out"]) == (2, 1, 0)
+
+
+def test_a_word_is_never_cut() -> None:
+    """At whatever token the limit falls, also inside a word or a letter of several tokens."""
+    long = " ".join([WORDS] * 10)
+    kept = [module("articles").shortened(long, tiny.tokenizer(), "none", limit) for limit in range(20, 100)]
+    assert all(long.startswith(f"{text} ") for text in kept)
+    assert [len(text) for text in kept] == sorted(len(text) for text in kept)
+    assert module("articles").shortened("x" * 500, tiny.tokenizer(), "none", 20) == ""
 
 
 def test_an_article_makes_room_for_its_summary_but_not_in_the_test_split(tmp_path: Path) -> None:
@@ -173,7 +182,7 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 
 
 def s4(out: Path, data: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return command("--out", str(out), "--steps", "2", "--limit", str(LIMIT), *arguments, POTSTILL_DATA=str(data))
+    return command("--out", str(out), "--smoke", *arguments, POTSTILL_DATA=str(data))
 
 
 @pytest.fixture(scope="module")
