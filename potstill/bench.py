@@ -14,7 +14,7 @@ from potstill.data.examples import Tokenised
 from potstill.data.prepare import Prepared, prepare
 from potstill.environment import environment
 from potstill.errors import ConfigError
-from potstill.models.decoding import check_window
+from potstill.models.decoding import check_decodable
 from potstill.models.loading import config_of
 from potstill.run import Run, write_text
 from potstill.sampling.vllm import import_vllm
@@ -84,7 +84,7 @@ def _check_rollouts(
     longest = max(len(row.prompt_ids) for row in data.train)
     for rollout in filter(None, (schema.rollout_of(stream.source) for stream in stage.streams)):
         for config in configs:
-            check_window(config.get_text_config(), longest + rollout.max_new_tokens)
+            check_decodable(config.get_text_config(), longest + rollout.max_new_tokens)
         if rollout.engine == "vllm":
             import_vllm()
             if runtime.device.type != "cuda":

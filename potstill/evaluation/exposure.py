@@ -19,14 +19,13 @@ from potstill.data.collate import collate
 from potstill.data.examples import Tokenised
 from potstill.evaluation.metrics.diversity import diversity
 from potstill.evaluation.metrics.statistics import mean_and_error
-from potstill.models.decoding import CausalDecoder
 from potstill.models.families import Causal, evaluating
 from potstill.objectives import cross_entropy
 from potstill.objectives.chunked import Chunk, select
 from potstill.objectives.distributions import kl_between, log_probs
 from potstill.sampling.distributions import Decoding
 from potstill.sampling.policies import Single
-from potstill.sampling.sampler import sample
+from potstill.sampling.writer import LocalWriter
 from potstill.teachers.local import LocalTeacher
 from potstill.types import StudentOutput
 
@@ -74,11 +73,7 @@ def draw_samples(
     Raises: ModelError where a prompt and its response do not fit the model.
     """
     seeds = torch.randint(2**62, (len(prompts),), generator=torch.Generator().manual_seed(seed)).tolist()
-    capacity = max(map(len, prompts), default=0) + decoding.max_new_tokens
-    slots = min(slots, len(prompts))
-    with evaluating(writer):
-        decoder = CausalDecoder(writer, slots, capacity)
-        written = sample(Single(), [decoder], prompts, decoding, seeds=seeds, slots=slots)
+    written = LocalWriter(Single(), [writer], decoding, slots).write(prompts, seeds=seeds)
     return Samples(tuple(map(tuple, prompts)), tuple(response.ids for response in written))
 
 

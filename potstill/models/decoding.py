@@ -6,13 +6,17 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from potstill.errors import ModelError
-from potstill.models.families import Causal
+from potstill.models.families import Causal, evaluating
 from potstill.models.products import head_logits, suited_products
+
+FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, as transformers calls them
+EAGER = "eager"  # attention that adds its mask to the scores; all other reads where it is true
+Mask = Shaped[Tensor, "active 1 1 width"]
 
 
 class Decoder(Protocol):
@@ -89,14 +93,14 @@ class CausalDecoder:
         family: the model; put it into evaluation mode first.
         slots: sequences at a time.
         capacity: tokens a sequence may have, prompt included.
-    Raises: ModelError for a model whose attention does not see that far, or whose cache is of another kind.
+    Raises: ModelError for a model that has not as many positions, or layers of another kind.
     """
 
     def __init__(self, family: Causal, slots: int, capacity: int):
-        config = family.model.config.get_text_config()
-        check_window(config, capacity)
+        self._config = family.model.config.get_text_config()
+        check_decodable(self._config, capacity)
         self._family = family
-        self._layers = [SlotLayer(slots, capacity) for _ in range(config.num_hidden_layers)]
+        self._layers = [SlotLayer(slots, capacity) for _ in range(self._config.num_hidden_layers)]
         self._cache = Cache(layers=list(self._layers))
         self._lengths: list[int] = []
 
@@ -117,8 +121,7 @@ class CausalDecoder:
         at = torch.tensor(self._lengths, device=tokens.device)
         width = max(self._lengths) + 1
         self._begin(0, width, (torch.arange(len(at), device=tokens.device), at))
-        seen: Bool[Tensor, "active width"] = torch.arange(width, device=tokens.device) <= at[:, None]
-        hidden = self._hidden(tokens[:, None], at[:, None], seen[:, None, None])
+        hidden = self._hidden(tokens[:, None], at[:, None], _seen(self._config, at, width, self._family.model.dtype))
         self._lengths = [length + 1 for length in self._lengths]
         return head_logits(self._family.head, hidden[:, 0])
 
@@ -134,7 +137,7 @@ class CausalDecoder:
         for layer in self._layers:
             layer.begin(first, width, at)
 
-    def _hidden(self, ids: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
+    def _hidden(self, ids: Tensor, positions: Tensor, mask: Mask | dict[str, Mask] | None) -> Tensor:
         model = self._family.model
         with suited_products(model.get_input_embeddings().weight):
             return model.base_model(
@@ -142,16 +145,16 @@ class CausalDecoder:
             ).last_hidden_state
 
 
-def check_window(config: Any, capacity: int) -> None:
-    """Refuse more tokens than a model sees.
+def check_decodable(config: Any, capacity: int) -> None:
+    """Refuse a model that is built otherwise, and more tokens than one has positions for.
 
     Raises: ModelError.
     """
-    window = getattr(config, "sliding_window", None)
-    if window is not None and getattr(config, "use_sliding_window", True) and capacity > window:
+    others = set(getattr(config, "layer_types", None) or ()) - {FULL, SLIDING}
+    if others:
         raise ModelError(
-            f"its attention sees {window} tokens back, and prompt and response are up to {capacity}",
-            "lower data.max_prompt_tokens, or max_new_tokens of the rollout or the evaluation",
+            f"some of its layers are {', '.join(sorted(others))}; the sampler knows {FULL} and {SLIDING}",
+            "use another model, or engine: vllm where a rollout samples from the student",
         )
     limit = getattr(config, "max_position_embeddings", None)
     if limit is not None and capacity > limit:
@@ -159,3 +162,39 @@ def check_window(config: Any, capacity: int) -> None:
             f"the model has {limit} positions, and prompt and response are up to {capacity}",
             "lower data.max_prompt_tokens, or max_new_tokens of the rollout or the evaluation",
         )
+
+
+@torch.no_grad()
+def check_decoding(family: Causal) -> None:
+    """Refuse a model that says something else token by token than over a whole sequence, for whatever reason: rows that
+    see each other's padding, masks read otherwise, layers that share their keys.
+
+    Raises: ModelError, naming the largest difference; as CausalDecoder.
+    """
+    rows = [[(7 * row + at) % family.vocab_size for at in range(length)] for row, length in enumerate((3, 6))]
+    device = family.model.device
+    with evaluating(family):
+        decoder = CausalDecoder(family, len(rows), max(map(len, rows)))
+        decoder.admit([row[:-1] for row in rows])
+        ours = decoder.step(torch.tensor([row[-1] for row in rows], device=device)).float()
+        whole = [family.model(input_ids=torch.tensor([row], device=device), use_cache=False).logits for row in rows]
+    own = torch.stack([logits[0, -1, : family.vocab_size] for logits in whole]).float()
+    difference = (ours - own).abs().max().item()
+    # The same share as of a projection would refuse bfloat16, whose errors add up over layers in two ways here.
+    if not difference <= 3e-2 * own.abs().max().item() + 1e-3:
+        raise ModelError(
+            f"token by token its logits differ by {difference:.3g} from those over a whole sequence",
+            "this architecture needs an adapter in potstill/models/decoding.py",
+        )
+
+
+def _seen(config: Any, at: Int[Tensor, " active"], width: int, dtype: torch.dtype) -> Mask | dict[str, Mask]:
+    """What the token at column ``at`` of each sequence attends to, in the form its model takes: a mask, or one for each
+    kind of layer where it has kinds."""
+    columns = torch.arange(width, device=at.device)
+    full = (columns <= at[:, None])[:, None, None]
+    window = getattr(config, "sliding_window", None)
+    near = full & (columns > (at - window)[:, None])[:, None, None] if window else full
+    if config._attn_implementation == EAGER:
+        full, near = (torch.zeros_like(m, dtype=dtype).masked_fill(~m, torch.finfo(dtype).min) for m in (full, near))
+    return {FULL: full, SLIDING: near} if getattr(config, "layer_types", None) else near

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from potstill.errors import ConfigError
-from potstill.models.decoding import CausalDecoder
+from potstill.models.decoding import CausalDecoder, check_decoding
 from potstill.models.families import Causal, evaluating
 from potstill.sampling.distributions import Decoding
 from potstill.sampling.policies import Policy
@@ -37,8 +37,8 @@ class LocalWriter:
         families: its models, the student first where there are two. Their weights are read anew at every call.
         decoding: how tokens are chosen.
         slots: responses at a time.
-    Raises: ConfigError where there are not as many models as the policy takes, or no slot; ``write`` raises ModelError
-        where a prompt and its response are longer than a model sees.
+    Raises: ConfigError where there are not as many models as the policy takes, or no slot; ModelError for a model that
+        the sampler does not suit, and by ``write`` where a prompt and its response are longer than a model sees.
     """
 
     policy: Policy
@@ -54,6 +54,8 @@ class LocalWriter:
             )
         if self.slots < 1:
             raise ConfigError(f"slots is {self.slots}", "give at least 1")
+        for family in self.families:
+            check_decoding(family)
 
     def write(self, prompts: Sequence[Sequence[int]], *, seeds: Sequence[int]) -> list[Response]:
         check_prompts(prompts, seeds)

@@ -10,10 +10,18 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GenerationConfig,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from potstill.errors import ConfigError, ModelError
-from potstill.models.decoding import CausalDecoder
+from potstill.models.decoding import CausalDecoder, check_decoding
 from potstill.models.families import Causal
 from potstill.sampling.distributions import Decoding, draw, warped
 from potstill.sampling.policies import Mixed, Policy, Single, Speculative
@@ -23,6 +31,33 @@ from tests import tiny
 STOP = frozenset({0})
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [16, 17], [18, 19, 20, 21], [22, 23, 24]]
 KINDS = {"llama": tiny.llama, "gpt2": tiny.gpt2}
+ROUNDING = {"mistral": 1e-10, "gemma2": 1e-5, "qwen2": 1e-10}  # Gemma-2's own attention is taken in float32
+WINDOW = 4  # tokens, shorter than most of what is written below
+
+
+def windowed(kind: str) -> Any:
+    """A random model some or all of whose layers see WINDOW tokens, itself counted: in the three forms there are."""
+    sizes: dict[str, Any] = {
+        "vocab_size": tiny.VOCAB,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 4,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.2,
+        "sliding_window": WINDOW,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+    }
+    torch.manual_seed(3)
+    if kind == "mistral":  # every layer, and one mask
+        return MistralForCausalLM(MistralConfig(**sizes)).eval()
+    if kind == "gemma2":  # every other layer
+        return Gemma2ForCausalLM(Gemma2Config(**sizes)).eval()
+    return Qwen2ForCausalLM(Qwen2Config(**sizes, use_sliding_window=True, max_window_layers=1)).eval()  # from layer 1
 
 
 def family(kind: str, seed: int, dtype: torch.dtype = torch.float64) -> Causal:
@@ -63,6 +98,19 @@ def test_greedy_is_generate_token_for_token(kind: str, slots: int, no_repeat_ngr
         assert list(response.ids) == expected
         assert response.finished == (expected[-1] == 0)
         assert response.behaviour_logprobs == (0.0,) * len(expected)
+
+
+@pytest.mark.parametrize("kind", ["mistral", "gemma2", "qwen2"])
+def test_layers_that_see_only_a_window_see_no_more(kind: str) -> None:
+    one = Causal(windowed(kind).double())
+    found = run(Single(), [one], Decoding(20, STOP))
+    assert max(len(response.ids) for response in found) == 20
+    for prompt, response in zip(PROMPTS, found, strict=True):
+        for at, token in enumerate(response.ids):
+            expected = next_log_probs(one, [*prompt, *response.ids[:at]])[token]
+            assert response.behaviour_logprobs[at] == pytest.approx(expected.item(), abs=ROUNDING[kind])
+    one.model.config.sliding_window = 256
+    assert [response.ids for response in run(Single(), [one], Decoding(20, STOP))] != [r.ids for r in found]
 
 
 def test_responses_stop_at_their_stop_token_and_it_is_theirs() -> None:
@@ -239,3 +287,37 @@ def test_policies_out_of_range_are_refused() -> None:
 def test_a_response_longer_than_the_model_sees_is_refused() -> None:
     with pytest.raises(ModelError, match="256 positions"):
         CausalDecoder(family("llama", 0), 2, 300)
+
+
+def test_a_model_with_other_kinds_of_layers_is_refused_by_their_name() -> None:
+    model = windowed("qwen2")
+    model.config.layer_types = ["linear_attention", "full_attention", "full_attention"]
+    with pytest.raises(ModelError, match="some of its layers are linear_attention"):
+        CausalDecoder(Causal(model), 2, 20)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_decodes_as_it_reads_is_let_through(kind: str, dtype: torch.dtype) -> None:
+    check_decoding(family(kind, 3, dtype))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_model_that_counts_positions_its_own_way_is_refused(kind: str) -> None:
+    one = family(kind, 3, torch.float32)
+    own = one.model.base_model.forward
+    one.model.base_model.forward = lambda *args, **inputs: own(*args, **{**inputs, "position_ids": None})
+    with pytest.raises(ModelError, match=r"token by token its logits differ by \d"):
+        check_decoding(one)
+
+
+def test_attention_that_adds_its_mask_gets_one_to_add(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = family("llama", 3)
+    one.model.set_attn_implementation("eager")
+    decoding = Decoding(12, STOP)
+    assert [r.ids for r in run(Single(), [one], decoding)] == [
+        r.ids for r in run(Single(), [family("llama", 3)], decoding)
+    ]
+    monkeypatch.setattr("potstill.models.decoding.EAGER", "never")
+    with pytest.raises(ModelError, match="token by token"):
+        check_decoding(one)
