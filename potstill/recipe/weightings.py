@@ -23,50 +23,57 @@ STUDENT_SCORES = ("student_entropy", "student_loss")  # those that need no teach
 TEACHER_SCORES = ("teacher_entropy", "teacher_loss")  # those that need no student
 
 
-class UniformWeighting(Section):
+class WeightingSection(Section):
+    """What all weightings have: whether they may leave tokens out."""
+
+    selects: ClassVar[bool] = False
+
+
+class UniformWeighting(WeightingSection):
     """Every response token counts the same."""
 
     score: ClassVar[Score | None] = None
     name: Literal["uniform"] = "uniform"
 
 
-class ImportanceWeighting(Section):
+class ImportanceWeighting(WeightingSection):
     """Sampled tokens count as much as the student would have written them rather than whoever did."""
 
     score: ClassVar[Score | None] = None
     name: Literal["importance"] = "importance"
 
 
-class TeacherEntropyWeighting(Section):
+class TeacherEntropyWeighting(WeightingSection):
     """Tokens count as much as the teacher is uncertain of them."""
 
     score: ClassVar[Score | None] = "teacher_entropy"
     name: Literal["teacher_entropy"] = "teacher_entropy"
 
 
-class StudentEntropyWeighting(Section):
+class StudentEntropyWeighting(WeightingSection):
     """Tokens count as much as the student is uncertain of them."""
 
     score: ClassVar[Score | None] = "student_entropy"
     name: Literal["student_entropy"] = "student_entropy"
 
 
-class GapWeighting(Section):
+class GapWeighting(WeightingSection):
     """Tokens count as much as the models differ on them."""
 
     name: Literal["gap"] = "gap"
     score: Literal["total_variation", "squared_hellinger", "forward_kl", "reverse_kl"] = "total_variation"
 
 
-class TopFractionWeighting(Section):
+class TopFractionWeighting(WeightingSection):
     """In each response the ceil(fraction x tokens) tokens with the highest score count, and no others."""
 
+    selects: ClassVar[bool] = True
     name: Literal["top_fraction"] = "top_fraction"
     fraction: Annotated[float, Field(strict=True, gt=0, le=1)] = 0.2  # SE-KD: 20% by student entropy
     score: Score = "student_entropy"
 
 
-class PositionWeighting(Section):
+class PositionWeighting(WeightingSection):
     """The t-th token of a response, from 0, counts decay**t."""
 
     score: ClassVar[Score | None] = None
@@ -74,10 +81,11 @@ class PositionWeighting(Section):
     decay: Annotated[float, Field(strict=True, gt=0, le=1)] = 0.99
 
 
-class EntropyGateWeighting(Section):
+class EntropyGateWeighting(WeightingSection):
     """Tokens count where the teacher's entropy is above a threshold, and not where it is below."""
 
     score: ClassVar[Score | None] = "teacher_entropy"
+    selects: ClassVar[bool] = True
     name: Literal["entropy_gate"] = "entropy_gate"
     threshold: NonNegative = 0.8  # nats; EOPD, 2603.07079
 

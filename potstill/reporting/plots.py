@@ -108,6 +108,16 @@ def validation_charts(run: Run) -> list[Chart]:
     return charts
 
 
+def text_charts(run: Run) -> list[Chart]:
+    """What the sources tell of the student's text, and the share of its tokens that a term was about."""
+    return [*_all_charts(run, "source/"), *_all_charts(run, "select/")]
+
+
+def schedule_charts(run: Run) -> list[Chart]:
+    """Settings that change while the student is trained."""
+    return _all_charts(run, "schedule/")
+
+
 def optimiser_charts(run: Run) -> list[Chart]:
     """Learning rate and gradient norm of the student. A rate ends near 0, which a logarithm would blow up."""
     own = run.metrics()
@@ -173,6 +183,11 @@ def _inline(document: str, title: str, prefix: str) -> str:
 def _keys(lines: Iterable[dict[str, Any]], prefix: str) -> list[str]:
     """All metrics under ``prefix``, in the order they appear."""
     return list(dict.fromkeys(key for line in lines for key in line if key.startswith(prefix)))
+
+
+def _all_charts(run: Run, prefix: str) -> list[Chart]:
+    own = run.metrics()
+    return [Chart(key, (_student(own, key),), may_be_log=False) for key in _keys(own, prefix)]
 
 
 def _points(lines: Sequence[dict[str, Any]], key: str) -> tuple[tuple[float, float | None], ...]:

@@ -72,6 +72,8 @@ def _charts(run: Run) -> list[tuple[str, list[tuple[plots.Chart, Markup]]]]:
     groups = {
         "Training": plots.training_charts(run),
         "Validation": plots.validation_charts(run),
+        "Text": plots.text_charts(run),
+        "Schedules": plots.schedule_charts(run),
         "Optimiser": plots.optimiser_charts(run),
     }
     return [(title, _drawn(title.lower(), charts)) for title, charts in groups.items() if charts]

@@ -7,14 +7,22 @@ not depend on the rows beside it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from potstill.errors import ConfigError
 from potstill.sampling.distributions import draw
+
+
+class Choice(NamedTuple):
+    """Tokens, the log-probability that the policy had of writing each, and whether it corrected the student there."""
+
+    tokens: Int[Tensor, " row"]
+    log_probs: Float[Tensor, " row"]
+    corrected: Bool[Tensor, " row"]
 
 
 class Policy(Protocol):
@@ -22,10 +30,8 @@ class Policy(Protocol):
 
     num_models: ClassVar[int]
 
-    def choose(
-        self, log_probs: tuple[Float[Tensor, "row vocab"], ...], uniforms: Float[Tensor, "row two"]
-    ) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"]]:
-        """The tokens, and the log-probability that this policy had of writing each."""
+    def choose(self, log_probs: tuple[Float[Tensor, "row vocab"], ...], uniforms: Float[Tensor, "row two"]) -> Choice:
+        """The next token of each row."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +40,8 @@ class Single:
 
     num_models: ClassVar[int] = 1
 
-    def choose(self, log_probs: tuple[Tensor, ...], uniforms: Tensor) -> tuple[Tensor, Tensor]:
-        tokens = draw(log_probs[0], uniforms[:, 0])
-        return tokens, _at(log_probs[0], tokens)
+    def choose(self, log_probs: tuple[Tensor, ...], uniforms: Tensor) -> Choice:
+        return _drawn(log_probs[0], uniforms)
 
 
 @dataclass(frozen=True)
@@ -54,15 +59,14 @@ class Mixed:
         if not 0 <= self.teacher_share <= 1:
             raise ConfigError(f"teacher_share is {self.teacher_share}", "give a share from 0 to 1; MiniLLM uses 0.2")
 
-    def choose(self, log_probs: tuple[Tensor, ...], uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    def choose(self, log_probs: tuple[Tensor, ...], uniforms: Tensor) -> Choice:
         student, teacher = log_probs
         share = student.new_tensor(self.teacher_share)
         if self.mix == "logits" and 0 < self.teacher_share < 1:
             mixture = torch.log_softmax((1 - share) * student + share * teacher, -1)
         else:
             mixture = torch.logaddexp(student + (-share).log1p(), teacher + share.log())
-        tokens = draw(mixture, uniforms[:, 0])
-        return tokens, _at(mixture, tokens)
+        return _drawn(mixture, uniforms)
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class Speculative:
         if self.top_k < 1:
             raise ConfigError(f"top_k is {self.top_k}", "give at least 1; speculative distillation uses 25")
 
-    def choose(self, log_probs: tuple[Tensor, ...], uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    def choose(self, log_probs: tuple[Tensor, ...], uniforms: Tensor) -> Choice:
         student, teacher = log_probs
         kept = torch.zeros_like(teacher, dtype=torch.bool)
         kept.scatter_(-1, teacher.topk(min(self.top_k, teacher.shape[-1]), -1).indices, True)
@@ -86,7 +90,12 @@ class Speculative:
         # Written by the student if it is in the list, or by the teacher after any proposal outside it.
         by_student = _at(student.masked_fill(~kept, -torch.inf), tokens)
         refused = student.masked_fill(kept, -torch.inf).logsumexp(-1)
-        return tokens, torch.logaddexp(by_student, refused + _at(teacher, tokens))
+        return Choice(tokens, torch.logaddexp(by_student, refused + _at(teacher, tokens)), ~accepted)
+
+
+def _drawn(log_probs: Tensor, uniforms: Tensor) -> Choice:
+    tokens = draw(log_probs, uniforms[:, 0])
+    return Choice(tokens, _at(log_probs, tokens), torch.zeros_like(tokens, dtype=torch.bool))
 
 
 def _at(log_probs: Tensor, tokens: Tensor) -> Tensor:

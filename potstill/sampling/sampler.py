@@ -23,13 +23,15 @@ class Response:
     """What was written to one prompt.
 
     ``behaviour_logprobs`` are what the policy gave each token; ``student_logprobs`` what the first model gave it, after
-    the same warping. ``finished``: it ends in a stop token, and was not cut.
+    the same warping. ``finished``: it ends in a stop token, and was not cut. ``num_corrected``: tokens that the teacher
+    put in the place of the student's.
     """
 
     ids: tuple[int, ...]
     behaviour_logprobs: tuple[float, ...]
     student_logprobs: tuple[float, ...]
     finished: bool
+    num_corrected: int = 0
 
     @property
     def importance_weights(self) -> tuple[float, ...]:
@@ -49,6 +51,7 @@ class _Row:
     limit: int
     behaviour: list[float] = field(default_factory=list)
     student: list[float] = field(default_factory=list)
+    num_corrected: int = 0
 
     @property
     def length(self) -> int:
@@ -112,14 +115,15 @@ def _choose(policy: Policy, logits: Sequence[Tensor], active: Sequence[_Row], de
         logits = [_without_repeats(part, active, decoding.no_repeat_ngram) for part in logits]
     log_probs = tuple(warped(part, decoding) for part in logits)
     uniforms = torch.stack([row.uniforms[row.length] for row in active]).to(logits[0].device)
-    tokens, behaviour = policy.choose(log_probs, uniforms)
-    student = log_probs[0].gather(-1, tokens[:, None])[:, 0]
-    figures = zip(active, tokens.tolist(), behaviour.tolist(), student.tolist(), strict=True)
-    for row, token, behaviour_logprob, student_logprob in figures:
+    choice = policy.choose(log_probs, uniforms)
+    student = log_probs[0].gather(-1, choice.tokens[:, None])[:, 0]
+    figures = zip(active, *(part.tolist() for part in (*choice, student)), strict=True)
+    for row, token, behaviour_logprob, corrected, student_logprob in figures:
         row.sequence.append(token)
         row.behaviour.append(behaviour_logprob)
+        row.num_corrected += corrected
         row.student.append(student_logprob)
-    return tokens
+    return choice.tokens
 
 
 def _release(
@@ -133,7 +137,7 @@ def _release(
         if not finished and row.length < row.limit:
             continue
         ids = tuple(row.sequence[row.prompt_length :])
-        done[row.index] = Response(ids, tuple(row.behaviour), tuple(row.student), finished)
+        done[row.index] = Response(ids, tuple(row.behaviour), tuple(row.student), finished, row.num_corrected)
         for decoder in decoders:
             decoder.leave(place)
         for rows in (active, places):

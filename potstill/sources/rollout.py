@@ -91,8 +91,19 @@ class RolloutSource:
         self._rollout = [judged[at : at + per_batch] for at in range(0, len(judged), per_batch)]
         self._turns = [turn for update in range(self._spec.num_updates_per_batch) for turn in self._order(update)]
         self._num_rollouts += 1
-        self._figures = _figures([response for _, response in written]) | {"writing_s": time.perf_counter() - begun}
+        self._figures = self._told([response for _, response in written]) | {"writing_s": time.perf_counter() - begun}
         self._figures |= self._judge.figures if self._judge else {}
+
+    def _told(self, responses: Sequence[Response]) -> dict[str, float]:
+        """What is worth logging of a rollout."""
+        num_tokens = sum(len(response.ids) for response in responses)
+        told = {
+            "response_tokens": num_tokens / len(responses),
+            "finished_share": sum(response.finished for response in responses) / len(responses),
+        }
+        if self._spec.policy.name == "speculative":
+            told["corrected_share"] = sum(response.num_corrected for response in responses) / num_tokens
+        return told
 
     def _order(self, update: int) -> list[int]:
         """As they were written at first, then in a new order each time."""
@@ -149,13 +160,6 @@ def _sampled_batch(written: Sequence[tuple[Tokenised, Response]], pad_id: int, d
     for row, (_, response) in zip(weights, written, strict=True):
         row[: len(response.ids)] = torch.tensor(response.importance_weights, dtype=dtype)
     return replace(batch, importance_weights=weights)
-
-
-def _figures(responses: Sequence[Response]) -> dict[str, float]:
-    return {
-        "response_tokens": sum(len(response.ids) for response in responses) / len(responses),
-        "finished_share": sum(response.finished for response in responses) / len(responses),
-    }
 
 
 def packed(batch: Batch) -> dict[str, Any]:

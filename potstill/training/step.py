@@ -32,13 +32,15 @@ class LiveStream:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step did, over all processes. ``values`` are in nats, by ``<stream>/<objective>``."""
+    """What one step did, over all processes. ``values`` are in nats, by ``<stream>/<objective>``; ``selected`` is the
+    share of response tokens that a term was about, of terms that leave some out."""
 
     loss: float
     values: dict[str, float]
     grad_norm: float
     response_tokens: int
     tokens: int
+    selected: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,20 @@ def _reduce(
     *summed, response_tokens, tokens = runtime.sum([*own.values(), *counts])
     by_term = dict(zip(own, summed, strict=True))
     loss = sum(coefficients[key] * value for key, value in by_term.items())
-    return StepResult(loss, by_term, float("nan"), int(response_tokens), int(tokens))
+    return StepResult(loss, by_term, float("nan"), int(response_tokens), int(tokens), _selected(micro_batches, runtime))
+
+
+def _selected(micro_batches: Sequence[MicroBatch], runtime: Runtime) -> dict[str, float]:
+    """The share of response tokens with a weight, of each term whose weighting may leave tokens out."""
+    kept: dict[str, float] = {}
+    of: dict[str, float] = {}
+    for micro in micro_batches:
+        for term, weight in zip(micro.stream.terms, micro.weights, strict=True):
+            if term.spec.weighting.selects:
+                kept[term.key] = kept.get(term.key, 0.0) + float((weight > 0).sum())
+                of[term.key] = of.get(term.key, 0.0) + micro.batch.num_response_tokens
+    summed = runtime.sum([*kept.values(), *of.values()]) if kept else []
+    return {key: summed[at] / summed[at + len(kept)] for at, key in enumerate(kept)}
 
 
 def _clip(student: Causal, max_norm: float) -> float:

@@ -96,6 +96,7 @@ def fit(job: Job, resume_from: Checkpoint | None = None) -> State:
             seconds = runtime.share(time.perf_counter() - begun)
             _advance(state, result, stage.batch.size, seconds)
             values = {term.metric: result.values[term.key] for term in _terms(job)}
+            values |= {f"select/{key}_share": share for key, share in result.selected.items()}
             log.write(_metrics_line(state, result, values | scheduled | _source_figures(job), rate, seconds))
             progress.update(state.step, spent(job, state), result.loss, result.tokens / seconds, state.seconds)
 

@@ -11,6 +11,7 @@ import pytest
 
 from potstill.reporting import plots
 from potstill.reporting.plots import BASELINE, STUDENT, Chart, Series, svg
+from potstill.reporting.report import render
 from potstill.run import Run
 from tests.unit.reporting.fake_runs import write_lines, write_run
 
@@ -50,9 +51,21 @@ def test_validation_shows_the_untouched_value_where_it_is_known(run: Run) -> Non
     assert all(c.untouched is None for c in plots.validation_charts(run))
 
 
+def test_what_sources_and_schedules_tell_is_drawn_under_its_own_names(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    told = {"source/data_is_rollout": 1.0, "select/data/forward_kl_share": 0.2, "schedule/data/taid_t": 0.4}
+    write_lines(run.metrics_file, [{"step": step, "train/loss": 2.0} | told for step in (1, 2)])
+    assert [c.title for c in plots.text_charts(run)] == ["source/data_is_rollout", "select/data/forward_kl_share"]
+    (schedule,) = plots.schedule_charts(run)
+    assert schedule.title == "schedule/data/taid_t"
+    assert schedule.series[0].points == ((1.0, 0.4), (2.0, 0.4))
+    assert "source/data_is_rollout" in render(run)
+
+
 def test_no_metrics_no_charts(tmp_path: Path) -> None:
     run = Run(tmp_path)
     assert plots.training_charts(run) == plots.validation_charts(run) == plots.optimiser_charts(run) == []
+    assert plots.text_charts(run) == plots.schedule_charts(run) == []
 
 
 def test_values_far_apart_get_a_logarithmic_axis() -> None:

@@ -234,6 +234,22 @@ def test_the_mixtures_ends_are_its_models() -> None:
     assert [r.ids for r in run(Speculative(tiny.VOCAB), [student, teacher], decoding)] == [r.ids for r in alone]
 
 
+@pytest.mark.parametrize("top_k", [1, 2, 3, 4])
+def test_the_teacher_corrects_as_often_as_the_student_proposes_what_it_would_not(top_k: int) -> None:
+    student, teacher = small(1), small(2)
+    count, prompt = 1500, [1, 2]
+    decoding = Decoding(1, frozenset())
+    found = run(Speculative(top_k), [student, teacher], decoding, [prompt] * count, slots=500, seeds=range(count))
+    listed = next_log_probs(teacher, prompt).topk(top_k).indices
+    refused = 1 - next_log_probs(student, prompt).exp()[listed].sum().item()
+    corrected = sum(response.num_corrected for response in found)
+    assert corrected == pytest.approx(
+        refused * count, abs=4 * math.sqrt(count * max(refused, 0.0) * (1 - refused)) + 1e-6
+    )
+    assert (corrected == 0) == (top_k == 4)
+    assert all(r.num_corrected == 0 for r in run(Mixed(0.4), [student, teacher], decoding, [prompt] * 9))
+
+
 # --- Warping ----------------------------------------------------------------------------------------------------------
 
 

@@ -118,6 +118,16 @@ def test_each_batch_is_used_as_often_as_asked_and_in_a_new_order_each_time() -> 
     assert figures["age"] == 3.0
     assert 0 < figures["finished_share"] < 1
     assert 1 <= figures["response_tokens"] <= rollouts.LONGEST
+    assert "corrected_share" not in figures
+
+
+def test_a_corrected_rollout_tells_the_share_of_its_tokens_that_were_corrected() -> None:
+    shares = []
+    for top_k in (rollouts.VOCAB, 3, 1):
+        of = source(policy={"name": "speculative", "top_k": top_k})
+        drawn(of, 1)
+        shares.append(of.figures()["corrected_share"])
+    assert 0 == shares[0] < shares[1] < shares[2] < 1
 
 
 @pytest.mark.parametrize(
