@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from potstill import assembly, recipe_io
@@ -14,6 +15,7 @@ from potstill.data.examples import Tokenised
 from potstill.data.prepare import Prepared, prepare
 from potstill.environment import environment
 from potstill.errors import ConfigError
+from potstill.evaluation.generation import check_lengths
 from potstill.models.decoding import check_decodable
 from potstill.models.loading import config_of
 from potstill.run import Run, write_text
@@ -66,29 +68,47 @@ def set_up(recipe: schema.Recipe, run: Run, stop: StopRequest, allow_remote_code
         write_text(run.recipe_file, recipe_io.dump(recipe))
         run.write("env", environment(str(runtime.device), recipe.dtype))
         run.write("data", data.counts | ({"vocabulary": teaching.note} if teaching and teaching.note else {}))
-    _check_rollouts(stage, data, teaching, runtime, allow_remote_code)
+    _check_lengths(stage, data, plain_text, teaching, allow_remote_code)
+    _check_engines(stage, runtime)
     runtime.barrier()
     return Bench(recipe, run, runtime, data, tokenizer, teaching, plain_text, stop, allow_remote_code)
 
 
-def _check_rollouts(
-    stage: schema.Stage, data: Prepared, teaching: Teaching | None, runtime: Runtime, allow_remote_code: bool
+def _check_lengths(
+    stage: schema.Stage,
+    data: Prepared,
+    plain_text: Mapping[str, Sequence[Tokenised]],
+    teaching: Teaching | None,
+    allow_remote_code: bool,
 ) -> None:
-    """Refuse rollouts that would not fit a model or an engine, before anything is measured or trained.
+    """Refuse text that a model does not see the whole of, before anything is measured or trained.
 
-    Raises: ModelError; ConfigError.
+    Raises: ModelError.
     """
     source, revision = assembly.source_of(stage)
     configs = [config_of(source, revision=revision, allow_remote_code=allow_remote_code)]
     configs += [teaching.teacher.family.model.config] if teaching else []
+    rows = (*data.train, *data.validation, *data.heldout, *chain(*plain_text.values()))
     longest = max(len(row.prompt_ids) for row in data.train)
-    for rollout in filter(None, (schema.rollout_of(stream.source) for stream in stage.streams)):
-        for config in configs:
+    for config in configs:
+        check_lengths(config, rows, _answered(stage, data), stage.evaluation)
+        for rollout in filter(None, (schema.rollout_of(stream.source) for stream in stage.streams)):
             check_decodable(config.get_text_config(), longest + rollout.max_new_tokens)
-        if rollout.engine == "vllm":
-            import_vllm()
-            if runtime.device.type != "cuda":
-                raise ConfigError(f"engine is vllm, and this run is on {runtime.device.type}", "set engine to local")
+
+
+def _answered(stage: schema.Stage, data: Prepared) -> Sequence[Tokenised]:
+    """The rows whose prompts a model is asked to answer when it is measured."""
+    validated = data.validation if stage.checkpoint.best_by == "rouge_l" else ()
+    return (*validated, *data.heldout[: stage.evaluation.generate_examples])
+
+
+def _check_engines(stage: schema.Stage, runtime: Runtime) -> None:
+    """Refuse an engine that is not there, or has nothing to run on. Raises: ConfigError."""
+    rollouts = filter(None, (schema.rollout_of(stream.source) for stream in stage.streams))
+    if any(rollout.engine == "vllm" for rollout in rollouts):
+        import_vllm()
+        if runtime.device.type != "cuda":
+            raise ConfigError(f"engine is vllm, and this run is on {runtime.device.type}", "set engine to local")
 
 
 def _writes_untrained(stage: schema.Stage) -> bool:

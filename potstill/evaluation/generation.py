@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from potstill.data.examples import Tokenised
 from potstill.evaluation.metrics.rouge import rouge_l
-from potstill.models.families import Causal, evaluating
+from potstill.models.families import Causal, check_positions, evaluating
 from potstill.recipe import Evaluation
 from potstill.sampling.generate import generate
 from potstill.sources.dataset import batches
+
+
+def check_lengths(config: Any, rows: Iterable[Tokenised], answered: Iterable[Tokenised], settings: Evaluation) -> None:
+    """Refuse text that a model does not see the whole of.
+
+    Args:
+        config: of the model.
+        rows: read with their responses. answered: whose prompts are answered.
+        settings: how long an answer may be.
+    Raises: ModelError, naming the first row.
+    """
+    text = config.get_text_config()
+    for row in rows:
+        check_positions(text, len(row.prompt_ids) + len(row.response_ids), f"row {row.example_id}")
+    for row in answered:
+        of = f"the prompt of row {row.example_id} with an answer of {settings.max_new_tokens}"
+        check_positions(text, len(row.prompt_ids) + settings.max_new_tokens, of)
 
 
 def answer(

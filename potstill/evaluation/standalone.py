@@ -8,7 +8,7 @@ import torch
 
 from potstill.data.prepare import prepare_all
 from potstill.evaluation.evaluator import measure
-from potstill.evaluation.generation import judge_answers
+from potstill.evaluation.generation import check_lengths, judge_answers
 from potstill.models.families import Causal, check_projection
 from potstill.models.loading import load
 from potstill.recipe import Data, Evaluation
@@ -57,6 +57,8 @@ def evaluate(
         compared = LocalTeacher(Causal(other.model, vocab_size))
     family = Causal(loaded.model, vocab_size)
     check_projection(family, name)
+    for model in (family, *([compared.family] if compared else [])):
+        check_lengths(model.model.config, rows, rows[:generate_examples] if model is family else (), settings)
     figures: dict[str, Any] = dict(
         measure(family, compared, batches(rows, settings.batch_size, loaded.tokenizer.eos_token_id))
     )

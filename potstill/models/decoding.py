@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from potstill.errors import ModelError
-from potstill.models.families import Causal, evaluating
+from potstill.models.families import Causal, check_positions, evaluating
 from potstill.models.products import head_logits, suited_products
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, as transformers calls them
@@ -156,12 +156,7 @@ def check_decodable(config: Any, capacity: int) -> None:
             f"some of its layers are {', '.join(sorted(others))}; the sampler knows {FULL} and {SLIDING}",
             "use another model, or engine: vllm where a rollout samples from the student",
         )
-    limit = getattr(config, "max_position_embeddings", None)
-    if limit is not None and capacity > limit:
-        raise ModelError(
-            f"the model has {limit} positions, and prompt and response are up to {capacity}",
-            "lower data.max_prompt_tokens, or max_new_tokens of the rollout or the evaluation",
-        )
+    check_positions(config, capacity, "a prompt with its response")
 
 
 @torch.no_grad()

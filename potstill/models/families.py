@@ -78,6 +78,22 @@ def _transform(config: Any) -> Callable[[Tensor], Tensor] | None:
     return transform
 
 
+def check_positions(config: Any, num_tokens: int, of: str) -> None:
+    """Refuse text that is longer than a model sees, be its positions embedded or merely never learned.
+
+    Args:
+        config: of the model's text.
+        num_tokens: how long the text is. of: what it is, for the message.
+    Raises: ModelError.
+    """
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is not None and 0 < limit < num_tokens:
+        raise ModelError(
+            f"the model has {limit} positions, and {of} has {num_tokens} tokens",
+            "lower data.max_prompt_tokens or data.max_response_tokens, or max_new_tokens of what writes",
+        )
+
+
 @torch.no_grad()
 def check_projection(family: Causal, name: str) -> None:
     """Refuse a model whose logits we would compute differently from its own forward.

@@ -221,6 +221,14 @@ MISTAKES = {
     "too many layers": ([*TRAIN, "student.keep_layers=9"], "student.keep_layers"),
     "no such device": ([*TRAIN[:2], *as_arguments(SMALL | {"device": "cuda"})], "no CUDA device"),
     "run called latest": ([*TRAIN, "run=latest"], "latest"),
+    "an answer longer than the model sees": (
+        [*TRAIN, "evaluation.max_new_tokens=250"],
+        "an answer of 250 has 2",
+    ),
+    "the same of a model by itself": (
+        ["evaluate", "teacher", "--data", "rows.jsonl", "--max-new-tokens", "250"],
+        "the model has 256 positions, and the prompt of row",
+    ),
     "no data": (["evaluate", "teacher"], "--data"),
 }
 
@@ -262,3 +270,14 @@ def test_code_that_comes_with_a_model_is_not_run(call: Run, workspace: Path) -> 
     assert code == 2
     assert "--allow-remote-code" in err
     assert not (workspace / "pwned").exists()
+
+
+def test_a_row_longer_than_the_model_sees_is_refused_by_its_name(call: Run, workspace: Path) -> None:
+    row = {"prompt": "Write a story about a goat. " * 12, "response": "The goat ate the hat. " * 30}
+    with open("rows.jsonl", "a") as file:
+        file.write(json.dumps(row) + "\n")
+    code, _, err = call(*TRAIN, "data.max_prompt_tokens=500", "data.max_response_tokens=500")
+    assert code == 2
+    assert "256 positions, and row rows.jsonl:41 has" in err
+    assert "fix: lower data.max_prompt_tokens" in err
+    assert "measuring" not in err
