@@ -57,6 +57,12 @@ def prompt_text(example: Example, tokenizer: Any, template: Template) -> str:
         raise Unusable(f"the chat template refuses the messages: {' '.join(str(error).split())[:120]}") from error
 
 
+def num_prompt_tokens(example: Example, tokenizer: Any, template: Template) -> int:
+    """Tokens of the prompt as inference feeds it."""
+    (ids,) = _encode(tokenizer, [prompt_text(example, tokenizer, template)], special=template == "none")
+    return len(ids)
+
+
 def check_example(example: Example, tokenizer: Any, template: Template) -> Example:
     """The example, if it can become tokens that mean what the text says.
 

@@ -1,0 +1,236 @@
+"""How sure a difference between models is, from their scores on the same examples.
+
+Draws depend on seed, number of draws and number of examples only. So two calls with the same three resample the same
+examples, and figures of several models are paired without more ado. Scores of nan give nan.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+RESAMPLES = 2000
+SIGN_FLIPS = 10_000
+_AT_ONCE = 4_000_000  # drawn numbers in memory
+Scores = Sequence[float] | Float[np.ndarray, " example"]
+
+
+class Interval(NamedTuple):
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean difference, its interval and the two-sided p of no difference."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """On how many examples only one model is right, and the two-sided p that either is as likely to be the one."""
+
+    only_ours: int
+    only_theirs: int
+    p: float
+
+
+@dataclass(frozen=True)
+class GapClosed:
+    """The share of the gap between untouched student and teacher that a student closed: 1 is all of it.
+
+    ``note`` says why there is no interval, where the gap itself may be none: ``low`` and ``high`` are nan then.
+    """
+
+    share: float
+    low: float
+    high: float
+    gap: float
+    gap_low: float
+    gap_high: float
+    note: str | None
+
+
+def bootstrap_interval(scores: Scores, *, level: float = 0.95, num_draws: int = RESAMPLES, seed: int = 0) -> Interval:
+    """Percentile interval of the mean over examples; nan without examples, and a point for one.
+
+    It is too narrow for few examples: of 3000 sets of normal scores the 95% interval covered the mean of 90% at 10
+    examples a set, 93% at 30 and 94% at 100.
+
+    Args:
+        scores: one of each example. level: share of the distribution within, both tails alike.
+        num_draws: sets of examples drawn with replacement. seed: of the draws.
+    Raises: ValueError where level is not between 0 and 1, or there are no draws.
+    Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13.
+    """
+    values = _columns(scores)
+    return _percentiles(_resampled_means(values, num_draws, seed)[0], level)
+
+
+def paired_bootstrap(
+    ours: Scores, theirs: Scores, *, level: float = 0.95, num_draws: int = RESAMPLES, seed: int = 0
+) -> Difference:
+    """Mean of ours - theirs over examples, with its percentile interval and bootstrap p.
+
+    p is the share of draws, shifted to a mean of 0, that lie as far from it as the difference that was seen; seen and
+    drawn count 1 more each, so it is never 0.
+
+    Args: as for ``bootstrap_interval``; the scores of one example stand at the same place.
+    Raises: ValueError where the models have different numbers of scores.
+    Source: Efron and Tibshirani 1993, sections 16.4 and 13; the correction is Phipson and Smyth 2010, section 4.
+    """
+    differences = _columns(ours) - _columns(theirs, len(ours))
+    means = _resampled_means(differences, num_draws, seed)[0]
+    seen = _mean(differences[0])
+    return Difference(seen, *_percentiles(means, level), _two_sided(means - seen, seen))
+
+
+def sign_flip_test(ours: Scores, theirs: Scores, *, num_draws: int = SIGN_FLIPS, seed: int = 0) -> float:
+    """Two-sided p of the mean difference if each example's two scores were as likely the other way round.
+
+    The approximate randomisation test for pairs; seen and drawn count 1 more each, so it is never 0. nan without
+    examples.
+
+    Raises: ValueError where the models have different numbers of scores.
+    Source: Noreen 1989, Computer Intensive Methods for Testing Hypotheses; the correction as in ``paired_bootstrap``.
+    """
+    differences = (_columns(ours) - _columns(theirs, len(ours)))[0]
+    if not len(differences):
+        return math.nan
+
+    def flipped(random: np.random.Generator, count: int) -> Float[np.ndarray, " draw"]:
+        signs = random.integers(0, 2, (count, len(differences)), dtype=np.int8) * 2.0 - 1
+        means: Float[np.ndarray, " draw"] = signs @ differences / len(differences)
+        return means
+
+    means = np.concatenate(list(_drawn(flipped, len(differences), num_draws, seed)))
+    return _two_sided(means, _mean(differences))
+
+
+def mcnemar(ours: Sequence[bool], theirs: Sequence[bool]) -> Disagreement:
+    """McNemar's exact test of two models that are right or wrong on the same examples; p is 1 where they agree.
+
+    Raises: ValueError where the models have different numbers of answers.
+    Source: McNemar 1947; exact as the two-sided sign test of the examples they disagree on.
+    """
+    pairs = list(zip(ours, theirs, strict=True))
+    only_ours = sum(bool(one) and not other for one, other in pairs)
+    only_theirs = sum(bool(other) and not one for one, other in pairs)
+    p = 2 * sign_test(max(only_ours, only_theirs), only_ours + only_theirs)
+    return Disagreement(only_ours, only_theirs, min(1.0, p))
+
+
+def sign_test(wins: int, count: int) -> float:
+    """One-sided p of so many wins of ``count``, or more, where a win has probability 1/2; exact."""
+    ways, total = 1, 0  # ways to have so many losses
+    for losses in range(count - wins + 1):
+        total += ways
+        ways = ways * (count - losses) // (losses + 1)
+    return total / 2**count
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, in the order given: each is right for the whole family. nan counts as 1.
+
+    Source: Holm 1979, A Simple Sequentially Rejective Multiple Test Procedure.
+    """
+    values = np.array([1.0 if math.isnan(p) else p for p in p_values])
+    order = np.argsort(values, kind="stable")
+    steps = np.minimum(values[order] * np.arange(len(values), 0, -1), 1.0)
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.maximum.accumulate(steps)
+    return [float(value) for value in adjusted]
+
+
+def gap_closed(
+    student: Scores,
+    untouched: Scores,
+    teacher: Scores,
+    *,
+    level: float = 0.95,
+    num_draws: int = RESAMPLES,
+    seed: int = 0,
+) -> GapClosed:
+    """(student - untouched) / (teacher - untouched), of mean scores on the same examples, with its interval.
+
+    Examples are resampled for the three together. The share may be below 0 or above 1. Where the interval of the gap
+    has 0 in it, shares are of nothing sure and there is only a note. Draws without any gap are left out.
+
+    Raises: ValueError where the models have different numbers of scores.
+    """
+    base = _columns(untouched)
+    gains = np.concatenate([_columns(student, len(untouched)), _columns(teacher, len(untouched))]) - base
+    gained, gaps = _resampled_means(gains, num_draws, seed)
+    gain, gap = map(_mean, gains)
+    around = _percentiles(gaps, level)
+    share = gain / gap if gap else math.nan
+    if around.low > 0 or around.high < 0:
+        there = gaps != 0  # of few examples a far draw may have no gap
+        return GapClosed(share, *_percentiles(gained[there] / gaps[there], level), gap, *around, None)
+    note = (
+        f"the gap between teacher and untouched student, {gap:.4g} [{around.low:.4g}, {around.high:.4g}], may be none: "
+        "the share of it has no interval"
+    )
+    return GapClosed(share, math.nan, math.nan, gap, *around, note)
+
+
+def _columns(scores: Scores, count: int | None = None) -> Float[np.ndarray, "1 example"]:
+    values = np.asarray(scores, dtype=float)
+    if values.ndim != 1 or (count is not None and len(values) != count):
+        raise ValueError(f"scores of shape {values.shape}: give one score of each example, and as many of each model")
+    return values[None]
+
+
+def _resampled_means(
+    values: Float[np.ndarray, "row example"], num_draws: int, seed: int
+) -> Float[np.ndarray, "row draw"]:
+    """Means over examples drawn with replacement, the same ones for every row; nan without examples."""
+    count = values.shape[1]
+    if not count:
+        return np.full((len(values), num_draws), math.nan)
+
+    def means(random: np.random.Generator, draws: int) -> Float[np.ndarray, "row draw"]:
+        chosen = random.integers(0, count, (draws, count))
+        return np.stack([row[chosen].mean(1) for row in values])
+
+    return np.concatenate(list(_drawn(means, count, num_draws, seed)), axis=1)
+
+
+def _drawn(
+    draw: Callable[[np.random.Generator, int], np.ndarray], num_examples: int, num_draws: int, seed: int
+) -> Iterator[np.ndarray]:
+    """Draws in parts that fit into memory."""
+    if num_draws < 1:
+        raise ValueError(f"{num_draws} draws: give 1 or more")
+    random = np.random.default_rng(seed)
+    size = max(1, _AT_ONCE // num_examples)
+    for start in range(0, num_draws, size):
+        yield draw(random, min(size, num_draws - start))
+
+
+def _percentiles(values: Float[np.ndarray, " draw"], level: float) -> Interval:
+    if not 0 < level < 1:
+        raise ValueError(f"a level of {level}: give one between 0 and 1")
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high))
+
+
+def _two_sided(null: Float[np.ndarray, " draw"], seen: float) -> float:
+    """Share of draws under no difference that are as far from 0 as what was seen, which counts as one of them."""
+    if math.isnan(seen):
+        return math.nan
+    nearly = abs(seen) * (1 - 1e-9)  # the same sum in another order may differ in its last digit
+    return float((1 + (np.abs(null) >= nearly).sum()) / (1 + len(null)))
+
+
+def _mean(values: Float[np.ndarray, " example"]) -> float:
+    return float(values.mean()) if len(values) else math.nan

@@ -1,0 +1,57 @@
+"""Instructions: Rouge-L against the references, greedy and sampled, as MiniLLM and the works after it report it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean, stdev
+
+from potstill.data.catalogue.item import Item
+from potstill.evaluation.metrics.rouge import rouge_l_scores
+from potstill.evaluation.metrics.text import exact_match, num_words
+from potstill.evaluation.suites.scoring import mean_scores
+from potstill.evaluation.suites.subject import Subject
+from potstill.evaluation.suites.suite import Row, Scores, Settings, row_of
+
+
+class Instruction:
+    """Rouge-L (stemmed F-measure x 100, best of the references), exact match, length.
+
+    The sampled figure is the mean over seeds, its deviation that of the seeds' own means.
+    """
+
+    version = 1
+    shortens = True
+
+    def ask(self, subject: Subject, items: Sequence[Item], settings: Settings) -> list[Row]:
+        prompts = settings.framed(items)
+        ids = [item.id for item in items]
+        greedy = subject.decoding(settings.max_new_tokens, temperature=0.0, no_repeat_ngram=settings.no_repeat_ngram)
+        written = {"greedy": subject.write(prompts, ids, greedy, seed=0)}
+        drawn = subject.decoding(
+            settings.max_new_tokens, temperature=settings.temperature, no_repeat_ngram=settings.no_repeat_ngram
+        )
+        for seed in settings.seeds:
+            written[f"seed_{seed}"] = subject.write(prompts, ids, drawn, seed=seed)
+        return [
+            row_of(item, prompt, said := {way: texts[at] for way, texts in written.items()}, _scores(item, said))
+            for at, (item, prompt) in enumerate(zip(items, prompts, strict=True))
+        ]
+
+    def scores(self, rows: Sequence[Row], settings: Settings) -> Scores:
+        found = mean_scores(rows)
+        by_seed = [fmean(row["scores"][f"rouge_l_seed_{seed}"] for row in rows) for seed in settings.seeds]
+        if len(by_seed) > 1:
+            found["rouge_l_sampled"]["deviation_of_seeds"] = stdev(by_seed)
+        return found
+
+
+def _scores(item: Item, said: dict[str, str]) -> dict[str, float]:
+    answers = list(said.values())
+    rouge = dict(zip(said, rouge_l_scores(answers, [item.references] * len(answers)), strict=True))
+    sampled = [value for way, value in rouge.items() if way != "greedy"]
+    return {
+        **{f"rouge_l_{way}": value for way, value in rouge.items()},
+        **({"rouge_l_sampled": fmean(sampled)} if sampled else {}),
+        "exact_match_greedy": float(exact_match(said["greedy"], item.references)),
+        "words_greedy": float(num_words(said["greedy"])),
+    }

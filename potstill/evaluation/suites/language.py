@@ -1,0 +1,47 @@
+"""Plain text: how well a model predicts documents, by the token and by the byte."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from potstill.data.catalogue.item import Item
+from potstill.data.examples import Tokenised
+from potstill.evaluation.metrics.language import language_figures
+from potstill.evaluation.suites.subject import Subject
+from potstill.evaluation.suites.suite import Row, Scores, Settings, row_of
+
+
+class Language:
+    """Perplexity and bits per byte of whole documents.
+
+    A document longer than ``max_prompt_tokens`` is read in windows of that many tokens, each of which starts anew: its
+    first token has only the end token before it. Bits per byte compares models of different tokenizers.
+    """
+
+    version = 1
+    shortens = False
+
+    def ask(self, subject: Subject, items: Sequence[Item], settings: Settings) -> list[Row]:
+        windows = [_windows(item, subject, settings.max_prompt_tokens) for item in items]
+        nats = iter(subject.nats_of([window for some in windows for window in some]))
+        return [_row(item, [next(nats) for _ in some]) for item, some in zip(items, windows, strict=True)]
+
+    def scores(self, rows: Sequence[Row], settings: Settings) -> Scores:
+        columns = ([row["scores"][name] for row in rows] for name in ("nats", "tokens", "bytes"))
+        return dict(language_figures(*columns))
+
+
+def _windows(item: Item, subject: Subject, size: int) -> list[Tokenised]:
+    end = subject.tokenizer.eos_token_id
+    ids = subject.tokenizer(item.prompt, add_special_tokens=False)["input_ids"]
+    pieces = [tuple(ids[start : start + size]) for start in range(0, len(ids), size)]
+    return [Tokenised(item.id, (end,), piece, "", "", truncated=True) for piece in pieces]
+
+
+def _row(item: Item, nats: Sequence[tuple[float, int]]) -> Row:
+    scores: dict[str, float | None] = {
+        "nats": sum(part for part, _ in nats),
+        "tokens": sum(count for _, count in nats),
+        "bytes": len(item.prompt.encode("utf-8")),
+    }
+    return row_of(item, item.prompt, {}, scores)

@@ -1,0 +1,126 @@
+"""One model on one suite: a function of model, items and settings, so computed once, and gone on with where it stopped.
+
+evaluations/<key>/
+  settings.json   what the figures depend on: model, suite, items, how it was asked
+  rows.jsonl      a line for each item, as it was answered: input, references, predictions, scores
+  scores.json     figures with intervals, written last
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from potstill.data.catalogue.item import Item
+from potstill.data.shorten import fitted
+from potstill.evaluation.suites.subject import Subject
+from potstill.evaluation.suites.suite import Row, Scores, Suite
+from potstill.run import read_jsonl, write_text
+
+AT_ONCE = 16  # items between two writes to the disk
+
+
+@dataclass(frozen=True)
+class Result:
+    """A model's figures on a suite, and where its rows are."""
+
+    folder: Path
+    settings: dict[str, Any]
+    scores: Scores
+
+    @property
+    def rows(self) -> list[Row]:
+        return list(read_jsonl(self.folder / "rows.jsonl"))
+
+
+def evaluate_suite(
+    subject: Callable[[], Subject], identity: dict[str, str], suite: Suite, items: Sequence[Item], root: Path
+) -> Result:
+    """Ask a model about the items, or read what it answered before.
+
+    Args:
+        subject: gives the model; not called where the result is there already.
+        identity: what the model is known by: its name and fingerprint.
+        suite: how it is asked.
+        items: in order, already cut to as many as are wanted.
+        root: where results are kept.
+    Returns: the figures, those of ``suite.protocol`` with ``seconds`` and how many inputs were shortened.
+    """
+    told = describe(identity, suite, items)
+    folder = root / f"{suite.name}-{key_of(told)[:16]}"
+    scores_file = folder / "scores.json"
+    if not scores_file.exists():
+        write_text(folder / "settings.json", json.dumps(told, indent=2) + "\n")
+        rows = _asked(subject, suite, items, folder / "rows.jsonl")
+        scores = suite.protocol.scores(rows, suite.settings) | _told_of_rows(rows)
+        write_text(scores_file, json.dumps(scores, indent=2) + "\n")
+    return Result(folder, told, json.loads(scores_file.read_text(encoding="utf-8")))
+
+
+def describe(identity: dict[str, str], suite: Suite, items: Sequence[Item]) -> dict[str, Any]:
+    """What a result depends on, and nothing else."""
+    text = json.dumps([asdict(item) for item in items], sort_keys=True)
+    return {
+        "model": identity,
+        "suite": suite.name,
+        "dataset": suite.dataset,
+        "split": suite.split,
+        "protocol": f"{type(suite.protocol).__name__.lower()} {suite.protocol.version}",
+        "settings": suite.settings.told(),
+        "num_items": len(items),
+        "items_sha256": sha256(text.encode()).hexdigest(),
+    }
+
+
+def key_of(told: dict[str, Any]) -> str:
+    """The name a result is kept under: of what it depends on, but not of what the model was called."""
+    known = told | {"model": told["model"]["fingerprint"]}
+    return sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+
+
+def _asked(subject: Callable[[], Subject], suite: Suite, items: Sequence[Item], file: Path) -> list[Row]:
+    """The rows of all items; those on the disk are not asked again."""
+    there = {row["id"]: row for row in read_jsonl(file)}
+    write_text(file, "".join(json.dumps(row) + "\n" for row in there.values()))  # without a line that was cut
+    missing = [item for item in items if item.id not in there]
+    if missing:
+        asked = subject()
+        with open(file, "a", encoding="utf-8", newline="\n") as handle:
+            for start in range(0, len(missing), AT_ONCE):
+                for row in _some(asked, suite, missing[start : start + AT_ONCE]):
+                    there[row["id"]] = row
+                    handle.write(json.dumps(row) + "\n")
+                handle.flush()
+                _say(suite.name, len(there), len(items))
+    return [there[item.id] for item in items]
+
+
+def _some(subject: Subject, suite: Suite, items: Sequence[Item]) -> list[Row]:
+    """Rows of a few items, their inputs shortened where they are too long for the suite."""
+    begun = time.perf_counter()
+    limit = suite.settings.max_prompt_tokens
+    shortens = suite.protocol.shortens
+    cut = [fitted(item, subject.tokenizer, subject.template, limit) if shortens else (item, 0) for item in items]
+    rows = suite.protocol.ask(subject, [item for item, _ in cut], suite.settings)
+    seconds = (time.perf_counter() - begun) / len(items)
+    return [
+        row | {"tokens_left_out": dropped, "seconds": round(seconds, 4)}
+        for row, (_, dropped) in zip(rows, cut, strict=True)
+    ]
+
+
+def _told_of_rows(rows: Sequence[Row]) -> dict[str, Any]:
+    return {
+        "num_shortened": sum(row["tokens_left_out"] > 0 for row in rows),
+        "seconds": round(sum(row["seconds"] for row in rows), 2),
+    }
+
+
+def _say(name: str, done: int, count: int) -> None:
+    print(f"{name}: {done} of {count} answered", file=sys.stderr, flush=True)

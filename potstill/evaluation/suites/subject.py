@@ -1,0 +1,139 @@
+"""A model that is asked: what it writes to a prompt, and how likely it finds a text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from hashlib import file_digest, sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from potstill import weighting
+from potstill.data.examples import Example, Tokenised
+from potstill.data.tokenise import Template, choose_template, tokenise
+from potstill.errors import DataError
+from potstill.models.families import Causal, check_projection, evaluating
+from potstill.models.loading import load, local_source
+from potstill.recipe import Data
+from potstill.sampling.distributions import Decoding
+from potstill.sampling.policies import Single
+from potstill.sampling.writer import LocalWriter
+from potstill.sources.dataset import batches
+from potstill.sources.rollout import seed_of
+
+UNLIMITED = 1_000_000  # tokens
+NO_TEXT = "-"  # where an example wants a response and none is looked at
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with all that a protocol needs of it.
+
+    Args:
+        name: as the user gave it. family: the model. tokenizer: its own.
+        template: how its prompts are framed.
+        fingerprint: of its weights, config and tokenizer; two models with one are the same model.
+        batch_size: texts at a time; changes nothing but time and memory.
+    """
+
+    name: str
+    family: Causal
+    tokenizer: Any
+    template: Template
+    fingerprint: str
+    size_on_disk: int
+    batch_size: int = 8
+
+    def write(self, prompts: Sequence[str], ids: Sequence[str], decoding: Decoding, *, seed: int) -> list[str]:
+        """A response to each prompt, without the end.
+
+        Args:
+            prompts: as a person reads them. ids: of the examples; a draw depends on its id and the seed alone.
+            decoding: how tokens are chosen; its stop token is the tokenizer's end.
+            seed: of the draws.
+        Raises: ModelError where a prompt and its response are longer than the model sees.
+        """
+        rows = self._tokenised([Example(prompt, NO_TEXT, id) for prompt, id in zip(prompts, ids, strict=True)])
+        writer = LocalWriter(Single(), [self.family], decoding, self.batch_size)
+        seeds = [seed_of("evaluation", seed, id) for id in ids]
+        responses = writer.write([row.prompt_ids for row in rows], seeds=seeds)
+        return [self.tokenizer.decode(list(r.ids), skip_special_tokens=True).strip() for r in responses]
+
+    def decoding(self, max_new_tokens: int, **settings: Any) -> Decoding:
+        """How tokens are chosen, up to the tokenizer's end token."""
+        return Decoding(max_new_tokens, frozenset({self.tokenizer.eos_token_id}), **settings)
+
+    @torch.no_grad()
+    def nats(self, prompts: Sequence[str], responses: Sequence[str]) -> list[tuple[float, int]]:
+        """How unlikely each response is after its prompt: nats in all, and tokens; the end is not asked for.
+
+        Without a chat template a response that does not begin with a space gets one, as it would stand in text.
+        """
+        spaced = [text if self.template == "chat" or text[:1].isspace() else f" {text}" for text in responses]
+        examples = [Example(p.rstrip(), r, str(at)) for at, (p, r) in enumerate(zip(prompts, spaced, strict=True))]
+        return self.nats_of([_without_end(row, self.tokenizer.eos_token_id) for row in self._tokenised(examples)])
+
+    @torch.no_grad()
+    def nats_of(self, rows: Sequence[Tokenised]) -> list[tuple[float, int]]:
+        """Nats of each row's response tokens, and how many there are."""
+        found: list[tuple[float, int]] = []
+        with evaluating(self.family):
+            for batch in batches(rows, self.batch_size, self.tokenizer.eos_token_id):
+                placed = batch.to(self.family.model.device)
+                losses = weighting.scores("student_loss", self.family.output(placed), None, placed)
+                found += zip(losses.sum(1).tolist(), batch.response_mask.sum(1).tolist(), strict=True)
+        return found
+
+    def _tokenised(self, examples: Sequence[Example]) -> list[Tokenised]:
+        limits = {"max_prompt_tokens": UNLIMITED, "max_response_tokens": UNLIMITED}
+        rows = tokenise(examples, self.tokenizer, template=self.template, **limits)
+        for example, row in zip(examples, rows, strict=True):
+            if not isinstance(row, Tokenised):
+                raise DataError(f"{example.id}: {row.replace('_', ' ')}", "mend the row, or leave it out")
+        return [row for row in rows if isinstance(row, Tokenised)]
+
+
+def open_subject(
+    name: str,
+    *,
+    device: torch.device | str = "cpu",
+    template: str = "auto",
+    batch_size: int = 8,
+    allow_remote_code: bool = False,
+) -> Subject:
+    """Load a model to be asked.
+
+    Args:
+        name: an embedded name, a folder, a .gguf file or a hub id.
+        template: auto (the tokenizer's chat template where it has one), chat or none.
+    Raises: ModelError; DataError where a chat template is asked for and there is none.
+    """
+    loaded = load(name, device=device, allow_remote_code=allow_remote_code)
+    family = Causal(loaded.model)
+    check_projection(family, name)
+    chosen = choose_template(Data.model_validate({"template": template}), loaded.tokenizer)
+    return Subject(name, family, loaded.tokenizer, chosen, fingerprint_of(name), loaded.size_on_disk, batch_size)
+
+
+def fingerprint_of(name: str) -> str:
+    """SHA-256 of a model folder's weights, config and tokenizer; of the name itself where it is not on this machine."""
+    folder = local_source(name)
+    if folder is None:
+        return sha256(name.encode()).hexdigest()
+    digest = sha256()
+    for file in sorted(file for file in folder.iterdir() if _counts(file)):
+        with open(file, "rb") as handle:
+            digest.update(file.name.encode() + file_digest(handle, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _counts(file: Path) -> bool:
+    """Whether a file of a model folder says what the model is."""
+    named = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
+    return file.suffix == ".safetensors" or file.name in named
+
+
+def _without_end(row: Tokenised, end: int) -> Tokenised:
+    return replace(row, response_ids=row.response_ids[:-1]) if row.response_ids[-1] == end else row

@@ -1,0 +1,80 @@
+"""What a suite is: items of a data set, and a protocol that asks a model about them and scores what it says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, TypeAlias
+
+from potstill.data.catalogue.item import Item
+from potstill.evaluation.suites.subject import Subject
+
+Row: TypeAlias = dict[str, Any]  # a line of rows.jsonl: id, group, input, references, predictions, scores
+Scores: TypeAlias = dict[str, Any]  # a figure by its name; means with their intervals as {mean, low, high, num}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model is asked. All of it is part of what a result is known by.
+
+    ``seeds`` draw at ``temperature`` from the whole vocabulary, beside a greedy answer. MiniLLM's tables are of its
+    five seeds, with no six tokens in a row written twice; that setting alone moves Rouge-L by about a point.
+    """
+
+    max_prompt_tokens: int = 512
+    max_new_tokens: int = 256
+    temperature: float = 1.0
+    no_repeat_ngram: int = 0
+    seeds: tuple[int, ...] = ()
+    frame: str = "{prompt}"
+
+    def told(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def framed(self, items: Sequence[Item]) -> list[str]:
+        """The prompts as models are asked them."""
+        return [self.frame.replace("{prompt}", item.prompt) for item in items]
+
+
+class SuiteProtocol(Protocol):
+    """Asks and scores. ``version`` goes up when a change makes other figures, so that no old one is taken for new.
+
+    ``shortens``: inputs over ``max_prompt_tokens`` lose their middle before they are asked.
+    """
+
+    version: int
+    shortens: bool
+
+    def ask(self, subject: Subject, items: Sequence[Item], settings: Settings) -> list[Row]:
+        """A row for each item, in order, with every figure of that item under ``scores``."""
+
+    def scores(self, rows: Sequence[Row], settings: Settings) -> Scores:
+        """The figures over all rows."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A data set's split, asked in one way."""
+
+    name: str
+    dataset: str
+    split: str
+    protocol: SuiteProtocol
+    settings: Settings
+    about: str
+
+
+def row_of(item: Item, prompt: str, predictions: dict[str, Any], scores: Mapping[str, float | None]) -> Row:
+    """An item's line: what was asked, what would have been right, what was said, and what that is worth.
+
+    A score that cannot be computed is null.
+    """
+    return {
+        "id": item.id,
+        "group": item.group,
+        "input": prompt,
+        "references": list(item.references),
+        "predictions": predictions,
+        "scores": {name: None if value is None or math.isnan(value) else value for name, value in scores.items()},
+    }
