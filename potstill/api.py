@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from potstill import recipe_io, stages
 from potstill import run as runs
-from potstill.errors import ConfigError, Stopped
+from potstill.errors import ConfigError, PotstillError, Stopped
 from potstill.evaluation import standalone
 from potstill.recipe import Recipe
 from potstill.recipes import METHODS
@@ -90,11 +90,19 @@ def _new_run(recipe: Recipe) -> Iterator[Run]:
     runtime = runtimes.start(recipe.device, recipe.dtype if recipe.dtype != "auto" else "float32")
     run = Run(runtime.share(runs.create(recipe.run, recipe.method).path if runtime.is_main else None))
     with _alone(run):
-        if runtime.is_main:
-            runs.clear(run)
-            runs.write_text(run.recipe_file, recipe_io.dump(recipe))
-            runs.mark_latest(run)
-        yield run
+        if not runtime.is_main:
+            yield run
+            return
+        runs.clear(run)
+        runs.write_text(run.recipe_file, recipe_io.dump(recipe))
+        before = runs.mark_latest(run)
+        try:
+            yield run
+        except Stopped:
+            raise
+        except PotstillError:
+            runs.discard(run, before)
+            raise
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from potstill.assembly import Teaching
 from potstill.data.examples import Tokenised
 from potstill.data.prepare import Prepared, prepare
 from potstill.environment import environment
-from potstill.errors import ConfigError
+from potstill.errors import ConfigError, DataError
 from potstill.evaluation.generation import check_lengths
 from potstill.models.decoding import check_decodable
 from potstill.models.loading import config_of
@@ -26,6 +26,11 @@ from potstill.training import runtime as runtimes
 from potstill.training.runtime import Runtime
 from potstill.training.signals import StopRequest
 from potstill.training.trainer import check_batch
+
+UNTRAINED_WRITER = (
+    "the student writes its own text, and one that was just cut from a model cannot: start from a trained one,\n"
+    "for instance `potstill train kd`, and then student=runs/kd-1/student"
+)
 
 
 @dataclass(frozen=True)
@@ -61,24 +66,39 @@ def set_up(recipe: schema.Recipe, run: Run, stop: StopRequest, allow_remote_code
     data = prepare(stage.data, tokenizer, quarantine_file=run.quarantine_file if runtime.is_main else None)
     plain_text = plain_text_of(stage, tokenizer)
     teaching = assembly.load_teaching(stage, tokenizer, runtime, allow_remote_code)
-    if runtime.is_main and _writes_untrained(stage):
-        say("the student writes its own text, and one that was just cut from a model cannot: start from a trained one,")
-        say("for instance `potstill train kd`, and then student=runs/kd-1/student")
+    if runtime.is_main and writes_untrained(stage):
+        say(UNTRAINED_WRITER)
+    _check_same_data(run, data)
     if runtime.is_main:
         write_text(run.recipe_file, recipe_io.dump(recipe))
         run.write("env", environment(str(runtime.device), recipe.dtype))
         run.write("data", data.counts | ({"vocabulary": teaching.note} if teaching and teaching.note else {}))
-    _check_lengths(stage, data, plain_text, teaching, allow_remote_code)
+    check_texts(stage, data, plain_text, allow_remote_code)
     _check_engines(stage, runtime)
     runtime.barrier()
     return Bench(recipe, run, runtime, data, tokenizer, teaching, plain_text, stop, allow_remote_code)
 
 
-def _check_lengths(
+def _check_same_data(run: Run, data: Prepared) -> None:
+    """Refuse to go on with other rows than a run was begun with: its figures would be of two sets.
+
+    Raises: DataError, naming the file.
+    """
+    if not run.metrics_file.exists():
+        return
+    then, now = run.read("data").get("files", {}), data.counts["files"]
+    for name in then:
+        if then[name]["sha256"] != now.get(name, {}).get("sha256"):
+            raise DataError(
+                f"{then[name]['file']} is not what it was when {run.name} was begun: its rows have changed",
+                "bring the file back as it was, or start a new run",
+            )
+
+
+def check_texts(
     stage: schema.Stage,
     data: Prepared,
     plain_text: Mapping[str, Sequence[Tokenised]],
-    teaching: Teaching | None,
     allow_remote_code: bool,
 ) -> None:
     """Refuse text that a model does not see the whole of, before anything is measured or trained.
@@ -86,8 +106,8 @@ def _check_lengths(
     Raises: ModelError.
     """
     source, revision = assembly.source_of(stage)
-    configs = [config_of(source, revision=revision, allow_remote_code=allow_remote_code)]
-    configs += [teaching.teacher.family.model.config] if teaching else []
+    named = [(source, revision), *([(stage.teacher.model, stage.teacher.revision)] if stage.teacher else [])]
+    configs = [config_of(name, revision=version, allow_remote_code=allow_remote_code) for name, version in named]
     rows = (*data.train, *data.validation, *data.heldout, *chain(*plain_text.values()))
     longest = max(len(row.prompt_ids) for row in data.train)
     for config in configs:
@@ -111,7 +131,7 @@ def _check_engines(stage: schema.Stage, runtime: Runtime) -> None:
             raise ConfigError(f"engine is vllm, and this run is on {runtime.device.type}", "set engine to local")
 
 
-def _writes_untrained(stage: schema.Stage) -> bool:
+def writes_untrained(stage: schema.Stage) -> bool:
     """Whether a student writes that has never been trained since it was cut."""
     rollouts = [rollout for stream in stage.streams if (rollout := schema.rollout_of(stream.source))]
     writes = any(rollout.policy.name != "teacher" for rollout in rollouts)

@@ -208,7 +208,9 @@ def _issue(detail: ErrorDetails, at: Located, parameters: Sequence[str]) -> Issu
             choice = Literal[tuple(variants(at.hint))]  # type: ignore[valid-type]  # the tags, as a type to describe
             return wrong_value((*at.path, str(tag_key(at.hint))), choice, detail["ctx"]["tag"])
     if detail["type"] in ("extra_forbidden", "invalid_key") or detail["loc"][-1] == "[key]":
-        return Issue(at.path, "unknown key", _nearest_key(str(at.path[-1]), at.outer, parameters), at="key")
+        inside = [str(key) for key in detail["input"]] if isinstance(detail["input"], Mapping) else []
+        fix = _nearest_key(str(at.path[-1]), at.outer, parameters, inside)
+        return Issue(at.path, "unknown key", fix, at="key")
     return wrong_value(at.path, at.hint, detail["input"])
 
 
@@ -308,9 +310,12 @@ def _list_of_keys(hint: Any) -> str | None:
     return f"Valid keys: {', '.join(keys_of(hint))}" if len(sections(hint)) == 1 else None
 
 
-def _nearest_key(word: str, outer: Any, parameters: Sequence[str]) -> str:
+def _nearest_key(word: str, outer: Any, parameters: Sequence[str], inside: Sequence[str] = ()) -> str:
+    """What an unknown key was meant to be. ``inside``: the keys that were set in it."""
     if outer is not Recipe:
         return did_you_mean(word, keys_of(outer), "Valid keys")
+    if known := [key for key in inside if key in parameters]:  # rollout.max_new_tokens, where it is a parameter itself
+        return f"Did you mean '{known[0]}'?"
     if word in hints(Stage):  # in a recipe written out in full
         return f"Did you mean '{dotted(STAGE)}.{word}'?"
     if inner := [key for key in _keys_inside_stage() if key.rpartition(".")[2] == word]:

@@ -151,9 +151,10 @@ def _called(method: Callable[..., Recipe], schema: type[Section], given: dict[st
         checked = schema.model_validate({k: v for k, v in given.items() if k not in {i.path[0] for i in wrong}})
     try:
         return method(**{key: getattr(checked, key) for key in checked.model_fields_set})
-    except ValidationError as error:  # each is fine, but not together
-        said = error.errors()[0]["msg"].removeprefix("Value error, ")
-        draft.issues.append(Issue((list(given)[-1],), f"does not go with the other parameters: {said}"))
+    except ValueError as error:  # each is fine, but not together
+        said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        why = said.removeprefix("Value error, ")
+        draft.issues.append(Issue((list(given)[-1],), f"does not go with the other parameters: {why}"))
         return method()
 
 
@@ -259,7 +260,9 @@ def _with_key(
 ) -> dict[Any, Any]:
     key = path[0]
     if not isinstance(key, str) or key not in errors.hints(kind):
-        return {**old, key: new}  # pydantic calls it unknown, together with everything else
+        unknown, before = _nested(path[1:], new), old.get(key)
+        both = isinstance(unknown, dict) and isinstance(before, dict)
+        return {**old, key: {**before, **unknown} if both else unknown}  # pydantic calls it unknown, with all the rest
     if key == errors.tag_key(hint) and new != old.get(key):
         return _switched(hint, kind, old, key, new)
     if key in kind.one_of and new is not None and at not in draft.narrowed:

@@ -146,16 +146,34 @@ def find(name_or_path: str | Path, root: Path = RUNS) -> Run:
     for path in (root / name_or_path, Path(name_or_path)):
         if (path / "recipe.yaml").is_file():
             return Run(path)
-    names = sorted(p.name for p in root.iterdir() if (p / "recipe.yaml").is_file()) if root.is_dir() else []
+    there = [p for p in root.iterdir() if not p.is_symlink()] if root.is_dir() else []
+    names = sorted(p.name for p in there if (p / "recipe.yaml").is_file())
     known = (
         f"runs here: {', '.join(names)}" if names else "there are no runs here yet; start one with `potstill train kd`"
     )
     raise ConfigError(f"{name_or_path} is not a run", known)
 
 
-def mark_latest(run: Run) -> None:
-    """Point ``runs/latest`` at this run."""
-    replace_link(run.path.parent / LATEST, run.path.name)
+def mark_latest(run: Run) -> str | None:
+    """Point ``runs/latest`` at this run, and return what it pointed at before."""
+    link = run.path.parent / LATEST
+    before = os.readlink(link) if link.is_symlink() else None
+    replace_link(link, run.path.name)
+    return before
+
+
+def discard(run: Run, latest: str | None) -> None:
+    """Remove a run that was refused before anything was made that is worth keeping, and point ``latest`` back.
+
+    Kept are what the teacher wrote, and the rows that a message sends the user to.
+    """
+    if any((run.path / name).exists() for name in ("metrics.jsonl", "teacher_text", "quarantine.jsonl")):
+        return
+    remove_folder(run.path)
+    if latest is None:
+        (run.path.parent / LATEST).unlink(missing_ok=True)
+    else:
+        replace_link(run.path.parent / LATEST, latest)
 
 
 def replace_link(link: Path, target: str) -> None:

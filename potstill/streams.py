@@ -120,7 +120,7 @@ def _source(parts: Parts, spec: schema.Stream, judge: Judge | None) -> Source:
         case schema.DatasetSource():
             return _rows(parts, parts.plain_text.get(spec.name, parts.data.train))
         case schema.RolloutSource(policy=schema.TeacherPolicy()):
-            return _rows(parts, _teacher_text(parts, spec.name, spec.source))
+            return _teachers_rows(parts, spec.name, spec.source)
         case schema.RolloutSource():
             return _rollout(parts, spec.source, seed, judge)
         case schema.MixtureSource():
@@ -143,7 +143,7 @@ def _rollout(parts: Parts, spec: schema.RolloutSource, seed: int, judge: Judge |
 def _mixed_in(parts: Parts, name: str, spec: schema.RolloutSource, seed: int) -> Source:
     """The other part of a mixture: the student's rollouts, or the teacher's text (GKD with seq_kd in TRL)."""
     if spec.policy.name == "teacher":
-        return _rows(parts, _teacher_text(parts, name, spec))
+        return _teachers_rows(parts, name, spec)
     return _rollout(parts, spec, seed)
 
 
@@ -156,17 +156,32 @@ def _replay(parts: Parts, spec: schema.ReplaySource, seed: int) -> ReplaySource:
     return ReplaySource(data, _rollout(parts, spec.rollout, seed), schedule, capacity, seed=seed)
 
 
-def _teacher_text(parts: Parts, name: str, spec: schema.RolloutSource) -> tuple[Tokenised, ...]:
-    """What the teacher writes to as many prompts as the budget can use."""
-    train, budget, runtime = parts.data.train, parts.stage.budget, parts.runtime
+def _teachers_rows(parts: Parts, name: str, spec: schema.RolloutSource) -> DatasetSource:
+    """What the teacher writes to as many prompts as the budget can use.
+
+    A response comes at the step at which other streams come to its prompt, as far as no filter drops any.
+    """
+    train, budget = parts.data.train, parts.stage.budget
     count = len(train)
     if budget.steps is not None:
         count = min(count, math.ceil(budget.steps * parts.stage.batch.size / spec.samples_per_prompt))
-    teacher = parts.stage.teacher
+    if count == len(train):
+        return _rows(parts, _teacher_text(parts, name, spec, train))
+    # A part of the first epoch, in its order: shuffled again, it would be in another one than the other streams are.
+    some = [train[at] for at in indices(0, count, len(train), parts.seed)]
+    text, pad_id = _teacher_text(parts, name, spec, some), parts.tokenizer.eos_token_id
+    return DatasetSource(text, seed=parts.seed, pad_id=pad_id, first_in_order=spec.samples_per_prompt == 1)
+
+
+def _teacher_text(
+    parts: Parts, name: str, spec: schema.RolloutSource, prompts: Sequence[Tokenised]
+) -> tuple[Tokenised, ...]:
+    """The teacher's responses, written now or read from the run's folder."""
+    runtime, teacher = parts.runtime, parts.stage.teacher
     assert teacher is not None
     with runtime.autocast():
         return teacher_text(
-            [train[at] for at in indices(0, count, len(train), parts.seed)],
+            prompts,
             writer(parts, spec),
             spec,
             folder=parts.folder / "teacher_text" / name,

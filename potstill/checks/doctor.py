@@ -75,7 +75,9 @@ def _recipe_findings(
     target: str, overrides: Mapping[str, Any], methods: Mapping[str, Callable[..., Recipe]], allow_remote_code: bool
 ) -> Iterator[Finding]:
     from potstill import assembly
+    from potstill.bench import UNTRAINED_WRITER, check_texts, writes_untrained
     from potstill.data.prepare import prepare
+    from potstill.streams import plain_text_of
 
     loaded = recipe_io.load(target, overrides, methods=methods)
     yield Finding("ok", "recipe", f"{loaded.method}, {len(loaded.stages)} stage")
@@ -92,9 +94,13 @@ def _recipe_findings(
             f"the same; {shared.note or f'{shared.size} logits compared'}",
         )
     yield from _memory(loaded, allow_remote_code)
+    if writes_untrained(stage):
+        yield Finding("note", "student", UNTRAINED_WRITER.replace("\n", " "))
     data = prepare(stage.data, tokenizer)
     sizes = f"{len(data.train)} train, {len(data.validation)} validation, {len(data.heldout)} held-out"
     yield Finding("ok", "data", f"{stage.data.path}: {sizes}")
+    check_texts(stage, data, plain_text_of(stage, tokenizer), allow_remote_code)
+    yield Finding("ok", "lengths", "the models see every row, answer and rollout whole")
     first = data.train[0]
     yield Finding(
         "ok",

@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 
 
-def indices(position: int, count: int, num_examples: int, seed: int) -> list[int]:
+def indices(position: int, count: int, num_examples: int, seed: int, *, shuffled_from: int = 0) -> list[int]:
     """Which examples are drawn next.
 
     Epoch ``e`` is a permutation of all examples seeded with ``seed + e``. The order depends on nothing else, so any
@@ -16,12 +16,15 @@ def indices(position: int, count: int, num_examples: int, seed: int) -> list[int
     Args:
         position: examples drawn so far, over all processes.
         count: examples to draw; they may run over the end of an epoch, even several.
+        shuffled_from: the epochs before this one keep the examples' own order.
     Raises: ValueError for a negative position or count, or no examples.
     """
     if position < 0 or count < 0 or num_examples < 1:
         raise ValueError(f"cannot draw {count} examples at position {position} of {num_examples}")
     places = (divmod(place, num_examples) for place in range(position, position + count))
-    return [_epoch(num_examples, seed + epoch)[offset] for epoch, offset in places]
+    return [
+        _epoch(num_examples, seed + epoch)[offset] if epoch >= shuffled_from else offset for epoch, offset in places
+    ]
 
 
 @lru_cache(maxsize=4)  # so that a step costs the same in an epoch of a million examples

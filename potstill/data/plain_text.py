@@ -21,18 +21,17 @@ def plain_text_blocks(path: str, tokenizer: Any, block_tokens: int) -> tuple[Tok
     Raises: DataError for a file that is not there, has no text, or too little for one block.
     """
     file = Path(path)
-    if file.suffix == ".txt" and not file.is_file():
-        raise DataError(f"there is no text file {path}", "name a .txt, .jsonl, .csv or .parquet file")
+    if not file.is_file():
+        fix = "set plain_text, or source.path of the stream, to a .txt, .jsonl, .csv or .parquet file"
+        raise DataError(f"there is no text file {path}", fix)
     ids: list[int] = []
     for document in _documents(file):
         ids += [*tokenizer(document, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     if len(ids) < block_tokens:
-        raise DataError(
-            f"{path}: {len(ids)} tokens of text are less than one block of {block_tokens}",
-            "give more text, or smaller blocks",
-        )
+        has = f"{len(ids)} tokens of text, less than one block of {block_tokens}" if ids else "no text in it"
+        raise DataError(f"{path} has {has}", "give more text, or lower source.block_tokens of the stream")
     starts = range(0, len(ids) - block_tokens + 1, block_tokens)
-    return tuple(_block(file.name, number, ids[at : at + block_tokens]) for number, at in enumerate(starts))
+    return tuple(_block(file.name, number, ids[at : at + block_tokens]) for number, at in enumerate(starts, 1))
 
 
 def _documents(file: Path) -> Iterator[str]:
@@ -56,4 +55,4 @@ def _documents(file: Path) -> Iterator[str]:
 
 
 def _block(name: str, number: int, ids: list[int]) -> Tokenised:
-    return Tokenised(f"{name}:{number}", (ids[0],), tuple(ids[1:]), "", "", truncated=True)
+    return Tokenised(f"{name}, block {number}", (ids[0],), tuple(ids[1:]), "", "", truncated=True)

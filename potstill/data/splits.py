@@ -25,8 +25,9 @@ class Splits:
 
 
 def split(rows: Sequence[Example], heldout: Sequence[Example] | None, config: Data) -> Splits:
-    """Divide rows by the hash of their ids: not by the run's seed, so every run of a file holds out the same rows, and
-    not by position, so adding rows moves only the few at the edge.
+    """Divide rows by the hash of their text: not by the run's seed, so every run of a file holds out the same rows; not
+    by their place or the file's name, so a copy or another order does too, and adding rows moves only the few at the
+    edge. Rows of one prompt stand together.
 
     Args:
         rows: of the train file.
@@ -61,5 +62,6 @@ def _take(rows: tuple[Example, ...], count: int) -> tuple[tuple[Example, ...], t
     return taken, tuple(example for example in rows if example.id not in ids)
 
 
-def _hash(example: Example) -> bytes:
-    return sha256(example.id.encode("utf-8")).digest()
+def _hash(example: Example) -> tuple[bytes, bytes, str]:
+    prompt, response = (sha256(text.encode("utf-8")).digest() for text in (example.prompt, example.response))
+    return prompt, response, example.id

@@ -100,6 +100,11 @@ class RolloutSource(Section):
             if getattr(self, name) != type(self).model_fields[name].default:
                 whose = "the teacher writes once, before training" if stored else "it is for the teacher's stored text"
                 raise ValueError(f"{name} does not apply to policy {self.policy.name}: {whose}. Leave it out")
+        if self.samples_per_prompt > 1 and self.temperature == 0:
+            raise ValueError(
+                f"temperature is 0, so all {self.samples_per_prompt} responses to a prompt would be the same. "
+                "Set samples_per_prompt to 1, or temperature above 0"
+            )
         if self.engine == "vllm" and self.policy.name in ("token_mixed", "speculative"):
             raise ValueError(
                 f"policy {self.policy.name} needs both models' logits at every token, which vllm keeps to itself. "

@@ -158,3 +158,16 @@ class Stream(Section):
                 f"{what} is about responses that the student has sampled, and source is {self.source.name}{whose}. "
                 "Set source to rollout, with policy student, token_mixed or speculative"
             )
+        if isinstance(term.objective, PolicyGradient) and isinstance(self.source, RolloutSource):
+            self._check_whole(self.source)
+
+    def _check_whole(self, source: RolloutSource) -> None:
+        """Refuse a policy gradient of text that is drawn from a part of the distribution: it estimates nothing."""
+        whole = {"top_k": 0, "top_p": 1.0, "no_repeat_ngram": 0}
+        if source.temperature == 0:
+            raise ValueError("a policy gradient is about draws, and the rollout's temperature is 0. Set it above 0")
+        if bad := next((name for name, value in whole.items() if getattr(source, name) != value), None):
+            raise ValueError(
+                f"a policy gradient is of the student's whole distribution, and the rollout has {bad} "
+                f"{getattr(source, bad):g}. Set {bad} to {whole[bad]:g}"
+            )

@@ -47,3 +47,15 @@ def distillation(
             ),
         ),
     )
+
+
+def check_plain_text(path: str | None, **given: bool) -> None:
+    """Refuse settings of a loss on plain text where there is none.
+
+    Args:
+        path: of the text. given: whether each of the settings was set.
+    Raises: ValueError, naming the first.
+    """
+    if path is None and any(given.values()):
+        name = next(name for name, there in given.items() if there)
+        raise ValueError(f"{name} is of the loss on plain text, and plain_text is not set")

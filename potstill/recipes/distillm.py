@@ -25,7 +25,7 @@ from potstill.recipe import (
     Stream,
     Term,
 )
-from potstill.recipes.common import distillation
+from potstill.recipes.common import check_plain_text, distillation
 
 
 def distillm(
@@ -43,6 +43,7 @@ def distillm(
         plain_text: a .txt file with a document on each line, or a .jsonl file with a field "text"; none: no such term.
         plain_text_coefficient: of the cross-entropy on it.
     """
+    check_plain_text(plain_text, plain_text_coefficient=plain_text_coefficient != 1)
     streams = [Stream(source=replay, signal=LogitsSignal(), terms=(Term(objective=divergence),))]
     if plain_text:
         term = Term(objective=CrossEntropy(), coefficient=plain_text_coefficient)

@@ -58,7 +58,7 @@ from potstill.recipe import (
     TokenMixedPolicy,
     UniformWeighting,
 )
-from potstill.recipes.common import distillation
+from potstill.recipes.common import check_plain_text, distillation
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
@@ -129,6 +129,9 @@ def minillm(
         plain_text_coefficient: of its loss.
         plain_text_kd: share of its loss that is forward KL.
     """
+    check_plain_text(
+        plain_text, plain_text_coefficient=plain_text_coefficient != 1, plain_text_kd=plain_text_kd is not None
+    )
     given = {
         "include_current": include_current,
         "discount": discount,

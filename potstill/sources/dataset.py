@@ -13,12 +13,18 @@ from potstill.types import Batch
 
 
 class DatasetSource:
-    """Draws global batches from an endless run of shuffled epochs; its position is the number of examples drawn."""
+    """Draws global batches from an endless run of shuffled epochs; its position is the number of examples drawn.
 
-    def __init__(self, examples: Sequence[Tokenised], *, seed: int, pad_id: int):
+    Args:
+        examples: of an epoch. seed: of their order. pad_id: any token.
+        first_in_order: the first epoch keeps the examples' own order.
+    """
+
+    def __init__(self, examples: Sequence[Tokenised], *, seed: int, pad_id: int, first_in_order: bool = False):
         self.examples = examples
         self.seed = seed
         self.pad_id = pad_id
+        self._shuffled_from = int(first_in_order)
         self.position = 0
 
     def next(self, share: Share, progress: float = 0.0) -> list[Batch]:
@@ -26,7 +32,9 @@ class DatasetSource:
 
     def draw(self, share: Share) -> list[Tokenised]:
         """This process's examples of the next global batch."""
-        drawn = indices(self.position, share.batch_size, len(self.examples), self.seed)
+        drawn = indices(
+            self.position, share.batch_size, len(self.examples), self.seed, shuffled_from=self._shuffled_from
+        )
         self.position += share.batch_size
         return [self.examples[i] for i in drawn[share.own]]
 

@@ -117,9 +117,13 @@ class RolloutSource:
         pass
 
     def figures(self) -> dict[str, float]:
-        """Of the rollout that the last batch is from; ``age``: batches trained on since it was written."""
+        """Of the rollout that the last batch is from; ``age``: batches trained on since it was written.
+
+        The time it took to write is told once, so that times add up.
+        """
         used = self._spec.batches_per_rollout * self._spec.num_updates_per_batch - len(self._turns)
-        return self._figures | {"age": float(used - 1)}
+        told = {name: value for name, value in self._figures.items() if used <= 1 or name != "writing_s"}
+        return told | {"age": float(used - 1)}
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -116,6 +116,33 @@ def test_doctor_tells_before_anything_is_trained(call: Run, workspace: Path) -> 
     assert "tokenizer" in bad[0]["detail"]
 
 
+DOCTORED = {
+    "a rollout the model has no positions for": (["gkd", "rollout.max_new_tokens=250"], "256 positions"),
+    "an empty plain text": (["distillm", "plain_text=empty.txt"], "empty.txt has no text in it"),
+    "a plain text that is not there": (["minillm", "plain_text=gone.txt"], "set plain_text, or source.path"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "what"), DOCTORED.values(), ids=DOCTORED.keys())
+def test_doctor_refuses_what_train_would(call: Run, workspace: Path, arguments: list[str], what: str) -> None:
+    (workspace / "empty.txt").write_text("\n\n")
+    for command in ("doctor", "train"):
+        code, out, err = call(command, *arguments, *as_arguments(SMALL))
+        assert code == 2
+        assert what in out + err
+        assert command == "train" or "the student writes its own text" in out  # it was just cut
+
+
+def test_a_run_that_was_refused_leaves_nothing_behind(call: Run, workspace: Path) -> None:
+    assert call(*TRAIN, "run=good")[0] == 0
+    assert call("train", "kd", *as_arguments(SMALL | {"data": "gone.jsonl"}))[0] == 2
+    assert call(*TRAIN, "evaluation.max_new_tokens=250")[0] == 2
+    assert sorted(path.name for path in (workspace / "runs").iterdir()) == ["good", "latest"]
+    assert (workspace / "runs" / "latest").resolve().name == "good"
+    _, _, err = call("resume", "nowhere")
+    assert "runs here: good\n" in err
+
+
 BROKEN_RECIPES = {
     "unknown key": ("method: kd\noptimizer:\n  learning_rte: 1e-4\n", "3:3", "Did you mean 'learning_rate'"),
     "not a number": ("method: kd\nbudget:\n  steps: ten\n", "3:10", "'ten'"),

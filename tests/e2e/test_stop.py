@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 import potstill
-from potstill.errors import CheckpointError, ConfigError
+from potstill.errors import CheckpointError, ConfigError, DataError
 from potstill.run import Run
 from tests import tiny
 from tests.e2e.conftest import ROOT, SMALL, as_arguments
@@ -199,6 +199,21 @@ def test_other_settings_are_refused_with_what_differs(workspace: Path, monkeypat
     run.recipe_file.write_text(run.recipe_file.read_text().replace("steps: 8", "steps: 9"))
     with pytest.raises(CheckpointError, match=r"budget\.steps differ"):
         potstill.resume(run)
+
+
+def test_other_rows_are_refused_and_nothing_is_written(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the table would compare a student on some rows with itself on others."""
+    run = interrupted(workspace, monkeypatch, at_step=5)
+    before = (run.path / "data.json").read_text()
+    rows = (workspace / "rows.jsonl").read_text().splitlines(keepends=True)
+    (workspace / "rows.jsonl").write_text("".join(rows[:-5]))
+    with pytest.raises(DataError, match=r"rows\.jsonl is not what it was when .* was begun") as caught:
+        potstill.resume(run)
+    assert "bring the file back" in str(caught.value)
+    assert (run.path / "data.json").read_text() == before
+    (workspace / "rows.jsonl").write_text("".join(rows))
+    potstill.resume(run)
+    assert run.report_file.exists()
 
 
 def test_resuming_a_finished_run_changes_nothing(workspace: Path) -> None:

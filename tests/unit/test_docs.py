@@ -136,3 +136,15 @@ def test_the_loss_across_tokenizers_of_the_how_to_can_be_trained_on() -> None:
     _, teacher_ids, teacher_pieces = names["as_tokens"](coarse, *rows)
     assert len(student_ids) > len(teacher_ids)
     assert b"".join(student_pieces) == b"".join(teacher_pieces) == rows[1].encode()
+
+
+def test_the_recipe_file_that_is_shown_is_a_recipe(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "how-to" / "own-recipe.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S)
+    file = tmp_path / "mine.yaml"
+    file.write_text(shown, encoding="utf-8")
+    stage = recipe_io.load(str(file), {}, methods=METHODS).stage
+    built_in = recipe_io.load("gkd", {}, methods=METHODS).stage
+    assert [stream.name for stream in stage.streams] == ["mixed", "data"]
+    shared = ("optimizer", "batch", "budget", "checkpoint", "evaluation")
+    assert all(getattr(stage, part) == getattr(built_in, part) for part in shared)  # as the page says

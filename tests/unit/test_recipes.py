@@ -12,13 +12,41 @@ import pytest
 
 from potstill import recipe, recipe_io
 from potstill.errors import ConfigError
-from potstill.recipe import Recipe
+from potstill.recipe import (
+    AdaptiveKL,
+    AlphaBeta,
+    CrossEntropy,
+    CurriculumSkew,
+    EntropyGateWeighting,
+    ExponentialSchedule,
+    ForwardKL,
+    InterpolatedForwardKL,
+    JensenShannon,
+    LinearSchedule,
+    LogitsSignal,
+    MixtureSource,
+    Recipe,
+    ReplaySource,
+    ReverseKL,
+    RolloutSource,
+    SkewForwardKL,
+    SkewReverseKL,
+    SpeculativePolicy,
+    StudentPolicy,
+    TaidSchedule,
+    TeacherPolicy,
+    Term,
+    TokenMixedPolicy,
+    TotalVariation,
+)
 from potstill.recipes import METHODS
 
 # Another value of each parameter; the second mapping is what else has to be set for it to matter.
 Other = dict[str, tuple[Any, dict[str, Any]]]
+
 ROLLOUT: tuple[Any, dict[str, Any]] = ({"max_new_tokens": 7}, {})
 DIVERGENCE: tuple[Any, dict[str, Any]] = ("jeffreys", {})
+
 TEXT = {"plain_text": "text.txt"}
 OTHER: dict[str, Other] = {
     "kd": {
@@ -292,6 +320,34 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         {"streams.0.terms.1.coefficient": -1.0},
         "unlikelihood would be made large",
     ),
+    "a policy gradient of a greedy student": (
+        "on_policy",
+        {"rollout.temperature": 0.0},
+        "the rollout's temperature is 0. Set it above 0|one temperature",
+    ),
+    "a policy gradient of the likeliest tokens": ("on_policy", {"rollout.top_k": 5}, "has top_k 5. *Set top_k to 0"),
+    "a policy gradient of a nucleus": ("minillm", {"streams.0.source.top_p": 0.5}, "has top_p 0.5. *Set top_p to 1"),
+    "a policy gradient without repeats": (
+        "on_policy",
+        {"rollout.no_repeat_ngram": 4},
+        "has no_repeat_ngram 4. *Set no_repeat_ngram to 0",
+    ),
+    "the same greedy text four times": (
+        "seqkd",
+        {"temperature": 0.0, "samples_per_prompt": 4},
+        "all 4 responses to a prompt would be the same. *Set samples_per_prompt to 1",
+    ),
+    "a share of no plain text": ("minillm", {"plain_text_kd": 0.5}, "plain_text_kd is of the loss on plain text"),
+    "a coefficient of no plain text": (
+        "distillm",
+        {"plain_text_coefficient": 0.5},
+        "plain_text_coefficient is of the loss on plain text, and plain_text is not set",
+    ),
+    "a rollout's key where it is a parameter": (
+        "seqkd",
+        {"rollout.max_new_tokens": 24},
+        "rollout: unknown key.*Did you mean 'max_new_tokens'",
+    ),
     "a smoothed estimate": ("on_policy", {"streams.0.terms.0.objective": "k1"}, "Use reverse_kl"),
 }
 
@@ -337,3 +393,151 @@ def test_seqkds_two_losses_share_the_loss(kd_weight: float) -> None:
     found = {term.objective.name: term.coefficient for term in stream.terms}
     assert found == {k: v for k, v in (("cross_entropy", 1 - kd_weight), ("forward_kl", kd_weight)) if v}
     assert policy_of(stream) == "teacher"
+
+
+def streams(method: str, **settings: Any) -> dict[str, recipe.Stream]:
+    return {stream.name: stream for stream in load(method, **settings).stage.streams}
+
+
+def test_distillm2_pulls_on_the_teachers_text_and_pushes_on_its_own() -> None:
+    how = {"temperature": 0.7, "top_p": 0.9, "max_new_tokens": 9}
+    for preset, skew, up, down in (
+        ("paper", CurriculumSkew(start=0.2), LinearSchedule(start=1, end=0.5, share=0.5),
+         LinearSchedule(start=1, end=1.5, share=0.5)),
+        ("code", 0.2, 1.0, 1.0),
+    ):  # fmt: skip
+        made = streams("distillm2", preset=preset, skew=0.2, batches_per_rollout=3, **how)
+        pull, push = made["teacher_text"], made["rollouts"]
+        assert pull.terms == (Term(objective=SkewForwardKL(skew=skew), coefficient=up, reduction="sequence_mean"),)
+        assert push.terms == (Term(objective=SkewReverseKL(skew=skew), coefficient=down, reduction="sequence_mean"),)
+        assert pull.source == RolloutSource(policy=TeacherPolicy(), **how)
+        assert push.source == RolloutSource(policy=StudentPolicy(), batches_per_rollout=3, **how)
+
+
+def test_gkd_takes_the_mean_over_responses_and_the_students_share() -> None:
+    (stream,) = streams("gkd", student_share=0.3).values()
+    assert stream.source == MixtureSource(rollout_share=0.3)
+    assert stream.terms == (Term(objective=JensenShannon(), reduction="sequence_mean"),)
+
+
+def test_imitkds_share_of_the_students_text_rises() -> None:
+    (stream,) = streams("imitkd", left=0.2).values()
+    assert stream.source == MixtureSource(rollout_share=ExponentialSchedule(start=0, end=1, left=0.2))
+    assert stream.terms == (Term(objective=ForwardKL()),)
+
+
+def test_skds_teacher_keeps_its_top_k() -> None:
+    (stream,) = streams("skd", top_k=7, temperature=0.6, max_new_tokens=9).values()
+    assert stream.source == RolloutSource(policy=SpeculativePolicy(top_k=7), temperature=0.6, max_new_tokens=9)
+
+
+def test_distillms_skew_and_plain_text_are_its_own() -> None:
+    made = streams("distillm", plain_text="text.txt", plain_text_coefficient=0.6)
+    assert made["data"].source == ReplaySource()
+    assert made["data"].terms == (Term(objective=SkewReverseKL(skew=0.1)),)
+    assert made["plain_text"].terms == (Term(objective=CrossEntropy(), coefficient=0.6),)
+
+
+def test_entropy_aware_seeks_everywhere_and_covers_where_the_teacher_is_uncertain() -> None:
+    (stream,) = streams("entropy_aware", threshold=0.6, weight=0.7).values()
+    cover = Term(objective=ForwardKL(), weighting=EntropyGateWeighting(threshold=0.6), coefficient=0.7)
+    assert stream.terms == (Term(objective=ReverseKL()), cover)
+    assert stream.source == RolloutSource()
+
+
+@pytest.mark.parametrize(
+    ("divergence", "expected"),
+    [
+        ("kl", [(ForwardKL(), 1.0)]),
+        ("reverse_kl", [(ReverseKL(), 1.0)]),
+        ("jensen_shannon", [(SkewForwardKL(skew=0.5), 0.5), (SkewReverseKL(skew=0.5), 0.5)]),
+        ("total_variation", [(TotalVariation(), 0.5), (TotalVariation(), 0.5)]),
+    ],
+)
+def test_f_distills_parts_have_the_weights_of_its_table(divergence: str, expected: list[Any]) -> None:
+    made = streams("f_distill", divergence=divergence).values()
+    assert [stream.terms for stream in made] == [(Term(objective=o, coefficient=c),) for o, c in expected]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_minillms_plain_text_loss_is_divided_by_the_share(share: float) -> None:
+    made = streams("minillm", plain_text="text.txt", plain_text_coefficient=0.6, plain_text_kd=share)["plain_text"]
+    found = {term.objective.name: term.coefficient for term in made.terms}
+    assert found == pytest.approx(
+        {k: v for k, v in (("cross_entropy", 0.6 * (1 - share)), ("forward_kl", 0.6 * share)) if v}
+    )
+
+
+def test_minillms_settings_reach_their_own_places() -> None:
+    settings = {"num_updates_per_batch": 3, "batches_per_rollout": 2, "max_new_tokens": 9, "temperature": 0.7}
+    stream = streams("minillm", teacher_share=0.3, clip=0.1, **settings)["rollouts"]
+    assert stream.source == RolloutSource(policy=TokenMixedPolicy(teacher_share=0.3), **settings)
+    long_part, exact = stream.terms
+    assert long_part.objective.temperature == exact.objective.temperature == 0.7  # type: ignore[union-attr]
+    assert long_part.objective.clip == 0.1  # type: ignore[union-attr]
+
+
+def test_minillms_defaults_are_those_of_its_page() -> None:
+    stream = streams("minillm")["rollouts"]
+    assert stream.source == RolloutSource(
+        policy=TokenMixedPolicy(teacher_share=0.2), batches_per_rollout=4, num_updates_per_batch=4
+    )
+    assert stream.terms[0].objective.clip == 0.2  # type: ignore[union-attr]
+
+
+def test_seqkds_sampling_is_as_it_was_asked_for() -> None:
+    how = {"samples_per_prompt": 2, "temperature": 0.7, "top_p": 0.9, "max_new_tokens": 9, "filters": ("unfinished",)}
+    (stream,) = streams("seqkd", **how).values()
+    assert stream.source == RolloutSource(policy=TeacherPolicy(), **how)
+
+
+def test_the_settings_of_one_divergence_keep_their_places() -> None:
+    (made,) = streams("taid", start=0.2, end=0.9, rate=0.1, momentum=0.5).values()
+    schedule = TaidSchedule(start=0.2, end=0.9, rate=0.1, momentum=0.5)
+    assert made.terms == (Term(objective=InterpolatedForwardKL(t=schedule)),)
+    (made,) = streams("abkd", alpha=0.3, beta=0.6).values()
+    assert made.terms == (Term(objective=AlphaBeta(alpha=0.3, beta=0.6)),)
+    (made,) = streams("akl", head_mass=0.7).values()
+    assert made.terms == (Term(objective=AdaptiveKL(head_mass=0.7)),)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3])
+def test_kds_two_losses_share_the_loss(weight: float) -> None:
+    (stream,) = streams("kd", ce_weight=weight).values()
+    found = {term.objective.name: term.coefficient for term in stream.terms}
+    assert found == {k: v for k, v in (("forward_kl", 1 - weight), ("cross_entropy", weight)) if v}
+
+
+@pytest.mark.parametrize("weight", [0.3, 0.7, 1.0])
+def test_the_penalised_methods_policy_and_data_share_the_loss(weight: float) -> None:
+    made = streams("penalised_policy_gradient", policy_weight=weight, temperature=0.8, max_new_tokens=9)
+    assert made["rollouts"].source == RolloutSource(temperature=0.8, max_new_tokens=9)
+    found = {term.objective.name: term.coefficient for stream in made.values() for term in stream.terms}
+    expected = {
+        "policy_gradient": weight,
+        "unlikelihood": 0.1 * weight,
+        "embedding_similarity": 0.1 * weight,
+        "entropy": -0.01 * weight,
+        "cross_entropy": 1 - weight,
+    }
+    assert found == pytest.approx({name: value for name, value in expected.items() if value})
+
+
+def test_on_policys_settings_are_its_own() -> None:
+    (stream,) = streams("on_policy", discount=0.4, clip=0.2).values()
+    advantages = recipe.Advantages(discount=0.4, include_current=True, length_normalise=False)
+    assert stream.terms == (Term(objective=recipe.PolicyGradient(advantages=advantages, clip=0.2)),)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"sft", "kd"}))
+def test_methods_that_are_to_be_compared_train_as_long_and_as_fast(method: str) -> None:
+    stage = load(method).stage
+    assert (stage.optimizer.learning_rate, stage.batch.size, stage.budget.steps) == (1e-4, 2, 60)
+    dense = {s.name for s in stage.streams if isinstance(s.signal, LogitsSignal)}
+    assert dense or method in ("seqkd", "on_policy", "penalised_policy_gradient")
+
+
+@pytest.mark.parametrize("method", ["sft", "kd"])
+def test_what_starts_from_a_cut_student_trains_longer_and_faster(method: str) -> None:
+    stage = load(method).stage
+    assert (stage.optimizer.learning_rate, stage.batch.size, stage.budget.steps) == (1e-3, 2, 120)

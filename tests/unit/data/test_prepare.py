@@ -96,7 +96,7 @@ def test_the_held_out_rows_do_not_depend_on_limits(rows_file, tokenizer):
     """Otherwise what one stage trains on could be what another is measured on."""
     rows = good_rows(40)
     for n in range(0, 40, 4):
-        rows[n] = {"prompt": "long " * 50, "response": "r"}
+        rows[n] = {"prompt": f"{n} " + "long " * 50, "response": "r"}
     config = Data(path=str(rows_file(rows)), heldout_fraction=0.3, validation_fraction=0.2)
     wide, narrow = prepare(config, tokenizer), prepare(config.model_copy(update={"max_prompt_tokens": 30}), tokenizer)
     held = [{row.example_id for row in made.heldout} for made in (wide, narrow)]

@@ -30,7 +30,7 @@ def test_every_row_is_in_exactly_one_split_and_train_keeps_the_files_order():
 
 def test_the_held_out_rows_are_those_of_smallest_hash_and_validation_the_next():
     rows = examples(100)
-    by_hash = sorted(ids(rows), key=lambda id: sha256(id.encode()).hexdigest())
+    by_hash = ids(sorted(rows, key=lambda row: sha256(row.prompt.encode()).hexdigest()))
     made = split(rows, None, Data(heldout_fraction=0.1, validation_fraction=0.05))
     assert ids(made.heldout) == by_hash[:10]
     assert ids(made.validation) == by_hash[10:14]  # 5% of 90, rounded
@@ -40,6 +40,21 @@ def test_the_order_of_the_file_does_not_matter():
     rows = examples(100)
     one, other = split(rows, None, Data()), split(rows[::-1], None, Data())
     assert (one.heldout, one.validation) == (other.heldout, other.validation)
+
+
+def test_neither_does_the_files_name_nor_where_a_row_stands_in_it():
+    rows = examples(100)
+    renamed = [Example(row.prompt, row.response, f"copy.jsonl:{n}") for n, row in enumerate(rows[::-1])]
+    one, other = split(rows, None, Data()), split(renamed, None, Data())
+    assert [row.prompt for row in one.heldout] == [row.prompt for row in other.heldout]
+    assert {row.prompt for row in one.train} == {row.prompt for row in other.train}
+
+
+def test_rows_of_one_prompt_stand_together():
+    rows = [Example(f"p{n % 40}", f"r{n}", f"row-{n}") for n in range(120)]
+    made = split(rows, None, Data(heldout_fraction=0.1, validation_fraction=0.25))  # 12 rows, and 27 of 108
+    assert {row.prompt for row in made.heldout}.isdisjoint(row.prompt for row in made.train + made.validation)
+    assert {row.prompt for row in made.validation}.isdisjoint(row.prompt for row in made.train)
 
 
 def test_adding_rows_moves_few():
@@ -63,7 +78,7 @@ def test_a_held_out_file_is_held_out_whole_and_what_is_over_the_cap_never_trains
     rows, heldout = examples(100), examples(30, "held")
     made = split(rows, heldout, Data(max_heldout=20))
     assert (len(made.heldout), made.num_unused) == (20, 10)
-    assert ids(made.heldout) == sorted(ids(heldout), key=lambda id: sha256(id.encode()).hexdigest())[:20]
+    assert ids(made.heldout) == ids(sorted(heldout, key=lambda row: sha256(row.prompt.encode()).hexdigest())[:20])
     assert sorted(ids(made.train + made.validation)) == sorted(ids(rows))
 
 

@@ -337,3 +337,18 @@ def test_attention_that_adds_its_mask_gets_one_to_add(monkeypatch: pytest.Monkey
     monkeypatch.setattr("potstill.models.decoding.EAGER", "never")
     with pytest.raises(ModelError, match="token by token"):
         check_decoding(one)
+
+
+def test_each_response_is_cut_at_its_own_limit() -> None:
+    one, decoding = family("llama", 3), Decoding(9, frozenset())
+    whole, cut = (
+        sample(Single(), [CausalDecoder(one, 3, 20)], PROMPTS, decoding, seeds=range(6), slots=3, limits=limits)
+        for limits in (None, [1, 9, 2, 8, 3, 4])
+    )
+    assert [len(response.ids) for response in cut] == [1, 9, 2, 8, 3, 4]
+    assert all(short.ids == long.ids[: len(short.ids)] for short, long in zip(cut, whole, strict=True))
+
+
+def test_a_set_that_holds_exactly_top_p_is_large_enough() -> None:
+    found = warped(torch.zeros(1, 4, dtype=torch.float64), Decoding(1, frozenset(), top_p=0.5))
+    assert found.exp().tolist() == [[0.5, 0.5, 0.0, 0.0]]

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from potstill import objectives, recipe, recipes
+from potstill.models.families import Causal
 from potstill.sources.credit import LogRatioJudge, whitened
 from potstill.sources.mixture import MixtureSource
 from potstill.sources.source import Share
 from potstill.teachers.local import LocalTeacher
 from potstill.training.step import StepResult
 from potstill.types import Batch
-from tests import rollouts
+from tests import rollouts, tiny
 from tests.rollouts import Given, flat, log_probs, padded, picked, spec, step
 
 STUDENT, TEACHER = rollouts.gpt2(1), rollouts.gpt2(2)
@@ -206,3 +207,18 @@ def mean_divergence(reduction: str) -> float:
     lengths = batch.response_mask.sum(1)
     mean = values.sum() / lengths.sum() if reduction == "token_mean" else (values.sum(1) / lengths).mean()
     return mean.item()
+
+
+def test_the_judge_reads_without_dropout_and_leaves_it_as_it_was() -> None:
+    batch = tiny.batch([(3, 7), (6, 1)])
+    teacher = LocalTeacher(Causal(tiny.gpt2(4).double()))
+    found = []
+    for dropout in (0.0, 0.5):
+        student = Causal(tiny.gpt2(3, dropout=dropout).double())
+        student.train()
+        (judged,) = LogRatioJudge(student, teacher, recipe.PolicyGradient())([batch])
+        assert judged.credit is not None
+        assert all(part.training for part in student.modules())
+        found.append(judged.credit)
+    for plain, dropped in zip(vars(found[0]).values(), vars(found[1]).values(), strict=True):
+        torch.testing.assert_close(dropped, plain, rtol=0, atol=1e-12)

@@ -44,16 +44,16 @@ def test_blocks_are_the_text_in_order_and_only_the_first_token_of_each_is_not_pr
     assert joined == stream()[: len(joined)]
     assert 0 <= len(stream()) - len(joined) < size
     assert {(len(row.prompt_ids), len(row.response_ids)) for row in found} == {(1, size - 1)}
-    assert [row.example_id for row in found] == [f"{file.name}:{number}" for number in range(len(found))]
+    assert [row.example_id for row in found] == [f"{file.name}, block {at}" for at in range(1, len(found) + 1)]
     assert joined.count(TOKENIZER.eos_token_id) == stream()[: len(joined)].count(TOKENIZER.eos_token_id) > 0
 
 
 def test_too_little_text_is_refused(tmp_path: Path) -> None:
     file = lines_of_text(tmp_path)
     assert len(plain_text_blocks(str(file), TOKENIZER, len(stream()))) == 1
-    with pytest.raises(DataError, match=f"{len(stream())} tokens of text are less than one block") as caught:
+    with pytest.raises(DataError, match=f"{len(stream())} tokens of text, less than one block") as caught:
         plain_text_blocks(str(file), TOKENIZER, len(stream()) + 1)
-    assert "smaller blocks" in str(caught.value)
+    assert "lower source.block_tokens" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from potstill import recipe
 from potstill.sources.rollout import RolloutSource
 from potstill.sources.source import Share
 from potstill.types import Batch
 from tests import rollouts
-from tests.rollouts import flat, same, spec
+from tests.rollouts import END, flat, same, spec
 
 STUDENT, TEACHER = rollouts.gpt2(1), rollouts.gpt2(2)
 SHARE = Share(4, 2)
@@ -116,6 +117,7 @@ def test_each_batch_is_used_as_often_as_asked_and_in_a_new_order_each_time() -> 
     assert not fresh & {name for batch in first for name, _ in flat(batch)}
     figures = of.figures()
     assert figures["age"] == 3.0
+    assert "writing_s" not in figures  # it was told at the rollout's first batch
     assert 0 < figures["finished_share"] < 1
     assert 1 <= figures["response_tokens"] <= rollouts.LONGEST
     assert "corrected_share" not in figures
@@ -203,3 +205,22 @@ def test_a_rollout_that_is_used_up_takes_no_room_in_the_checkpoint() -> None:
     assert len(of.state_dict()["rollout"]) == 2
     of.next(SHARE, 0.0)
     assert of.state_dict()["rollout"] == []
+
+
+STUDENT, TEACHER = rollouts.gpt2(1), rollouts.gpt2(2)
+
+
+def test_a_rollouts_figures_are_those_of_its_responses_and_their_credit() -> None:
+    advantages = recipe.Advantages(include_current=True, length_normalise=False)
+    credit = recipe.PolicyGradient(advantages=advantages)
+    of = rollouts.rollouts(STUDENT, TEACHER, spec(batches_per_rollout=3), credit=credit)
+    batches = [batch for _ in range(3) for batch in of.next(Share(4, 2), 0.0)]
+    rows, figures = [ids for _, ids in flat(batches)], of.figures()
+    ended = sum(ids[-1] == END for ids in rows)
+    assert ended != len(rows) - ended
+    assert figures["finished_share"] == ended / len(rows)
+    assert figures["response_tokens"] == sum(map(len, rows)) / len(rows)
+    given = torch.cat([batch.credit.advantages[batch.response_mask] for batch in batches if batch.credit])
+    assert figures["advantage_mean"] == pytest.approx(given.mean().item(), rel=1e-9)
+    assert figures["advantage_rms"] == pytest.approx(given.square().mean().sqrt().item(), rel=1e-9)
+    assert abs(figures["advantage_mean"]) > 0.01  # so that the rms is not the deviation

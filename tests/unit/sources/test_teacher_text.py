@@ -230,3 +230,10 @@ def test_a_response_does_not_depend_on_the_prompts_beside_it(tmp_path: Path) -> 
     all_of_them = {row.example_id: row.response_ids for row in text(tmp_path, spec(filters=()))}
     some = text(tmp_path / "some", spec(filters=()), prompts=[ROWS[7], ROWS[2]])
     assert [row.response_ids for row in some] == [all_of_them["row:7#0"], all_of_them["row:2#0"]]
+
+
+def test_a_response_is_repetitive_if_over_half_of_its_4_grams_stood_before(tmp_path: Path) -> None:
+    half = (1, 2, 1, 2, 1, 2, 1)  # 1212 2121 1212 2121
+    over = (1, 2, 1, 2, 1, 2, 1, 2)  # three of five
+    found = text(tmp_path, spec(filters=("repetitive",)), Saying((half, False), (over, False)), prompts=ROWS[:2])
+    assert [row.response_ids for row in found] == [half]
