@@ -261,8 +261,9 @@ def _with_key(
     key = path[0]
     if not isinstance(key, str) or key not in errors.hints(kind):
         unknown, before = _nested(path[1:], new), old.get(key)
-        both = isinstance(unknown, dict) and isinstance(before, dict)
-        return {**old, key: {**before, **unknown} if both else unknown}  # pydantic calls it unknown, with all the rest
+        if isinstance(unknown, dict) and isinstance(before, dict):
+            unknown = {**before, **unknown}
+        return {**old, key: unknown}  # pydantic calls it unknown, together with everything else
     if key == errors.tag_key(hint) and new != old.get(key):
         return _switched(hint, kind, old, key, new)
     if key in kind.one_of and new is not None and at not in draft.narrowed:
