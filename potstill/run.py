@@ -90,6 +90,11 @@ class Run:
         found = {model: self.read(f"eval/{model}") for model in MODELS}
         return {model: measured for model, measured in found.items() if measured}
 
+    def teacher_texts(self) -> dict[str, Any]:
+        """What the teacher wrote to train on, by stream: its cards, without the text."""
+        folders = sorted((self.path / "teacher_text").glob("*/card.json"))
+        return {file.parent.name: json.loads(file.read_text(encoding="utf-8")) for file in folders}
+
     def metrics(self) -> list[dict[str, Any]]:
         return list(read_jsonl(self.metrics_file))
 

@@ -103,6 +103,8 @@ def _facts(run: Run) -> Iterator[str]:
     yield f"student: {_student(run)}"
     if terms := _terms(run):
         yield f"loss: {terms}"
+    if texts := "; ".join(_texts(run)):
+        yield f"text: {texts}"
     yield f"data: {_data(run)}"
     yield f"training: {_training(run)}"
 
@@ -133,6 +135,23 @@ def _terms(run: Run) -> str:
             coefficient = settings.value_at(term, "coefficient")
             found.append(f"{1.0 if number(coefficient) is None else coefficient:g} x {code(str(name))}")
     return " + ".join(found)
+
+
+def _texts(run: Run) -> Iterator[str]:
+    """What each stream trained on, where it is not the responses of the data."""
+    written = run.teacher_texts()
+    streams = settings.stage(run).get("streams")
+    for stream in streams if isinstance(streams, list) else []:
+        name, source = settings.value_at(stream, "name"), settings.value_at(stream, "source")
+        kind = settings.value_at(source, "name") or source
+        if kind in (None, "dataset"):
+            continue
+        rollout = source if kind == "rollout" else settings.value_at(source, "rollout")
+        policy = settings.value_at(rollout, "policy", "name") or settings.value_at(rollout, "policy") or "student"
+        told = f"{code(str(name))} is a {code(str(kind))} of the policy {code(str(policy))}"
+        if counts := written.get(str(name)):
+            told += f": {counts['kept']:,} responses of {counts['responses']:,} that the teacher wrote beforehand"
+        yield told
 
 
 def _data(run: Run) -> str:

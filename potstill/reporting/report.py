@@ -106,12 +106,24 @@ def _cut(text: Any) -> str | None:
     return f"{text[:MAX_CHARACTERS]} [cut here: {len(text):,} characters, all of them in samples.jsonl]"
 
 
+def _teacher_texts(run: Run) -> dict[str, Any]:
+    """Counts of what the teacher wrote, by stream."""
+    return {
+        name: {key: card[key] for key in ("responses", "kept", "kept_response_tokens")}
+        | {f"dropped, {reason}": count for reason, count in card["dropped"].items()}
+        | {"writing_s": card["seconds"]}
+        for name, card in run.teacher_texts().items()
+    }
+
+
 def _facts(run: Run) -> list[tuple[str, str, list[Block]]]:
     """Sections of plain facts: a heading, what they are, and their tables."""
     data = run.read("data")
     overlap = data.pop("overlap", {})
+    texts = _teacher_texts(run)
     sections = (
         ("Student", "How the student was made.", run.read("student")),
+        *([("Teacher's text", "What it wrote to train on, before training.", texts)] if texts else []),
         ("Data", "Rows read, used and left out.", data),
         ("Overlap", "How much of the held-out rows the training rows give away.", overlap),
         ("Cost", "Time is wall-clock time on the machine below.", run.read("cost")),

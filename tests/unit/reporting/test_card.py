@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 from markdown_it import MarkdownIt
+from ruamel import yaml
 from ruamel.yaml import YAML
 
 from potstill.reporting.card import card, code, quoted, write_card
+from potstill.reporting.report import render
 from potstill.reporting.tables import COLUMNS
 from potstill.run import Run
 from tests.unit.reporting.fake_runs import EVALUATIONS, RECIPE, STUDENT, write_run
@@ -131,3 +133,24 @@ def test_a_quoted_scalar_holds_any_text(payload: str) -> None:
     assert set(loaded) == {"a", "b"}
     assert isinstance(loaded["a"], str)
     assert loaded["b"] == 1
+
+
+def test_what_was_trained_on_is_told_where_it_is_not_the_data(tmp_path: Path) -> None:
+    """A student of the teacher's text is not a student of the rows, whatever the counts of the data say."""
+    run = write_run(tmp_path / "first")
+    assert "- text:" not in card(run)
+    streams = [
+        {"name": "teacher_text", "source": {"name": "rollout", "policy": {"name": "teacher"}}},
+        {"name": "mixed", "source": {"name": "mixture", "rollout": {"policy": {"name": "student"}}}},
+    ]
+    recipe = yaml.YAML(typ="safe").load(run.recipe_file)
+    recipe["stages"][0]["streams"] = streams
+    with open(run.recipe_file, "w", encoding="utf-8") as file:
+        yaml.YAML().dump(recipe, file)
+    counts = {"responses": 12, "kept": 9, "kept_response_tokens": 300, "dropped": {"empty": 3}, "seconds": 4.0}
+    run.write("teacher_text/teacher_text/card", counts)
+    told = "`teacher_text` is a `rollout` of the policy `teacher`: 9 responses of 12 that the teacher wrote beforehand"
+    assert f"- text: {told}; `mixed` is a `mixture` of the policy `student`\n" in card(run)
+    page = render(run)
+    assert "Teacher&#39;s text" in page
+    assert "dropped, empty" in page
