@@ -48,11 +48,11 @@ def sift(rows: Iterable[Row | BadRow], example_of: Callable[[Row], Example]) -> 
                 raise Unusable(f"duplicate id {example.id[:60]!r} (first at {seen})")
             examples.append(example)
         except Unusable as reason:
-            bad.append(BadRow(row.where, str(reason), _excerpt(row)))
+            bad.append(BadRow(row.where, str(reason), excerpt(row)))
     return Sifted(tuple(examples), tuple(bad))
 
 
-def _excerpt(row: Row) -> str:
+def excerpt(row: Row) -> str:
     try:
         return json.dumps(row.values, ensure_ascii=False, default=str)[:EXCERPT_CHARS]
     except (RecursionError, ValueError, TypeError):

@@ -56,7 +56,7 @@ def read_rows(file: Path, *, names: tuple[str, ...] = (), max_row_bytes: int = M
     Raises: DataError for a file that is missing, empty, of another kind, or broken as a whole.
     """
     check_file(file, names)
-    reader = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}[file.suffix.lower()]
+    reader = {".jsonl": read_jsonl_rows, ".csv": _read_csv, ".parquet": _read_parquet}[file.suffix.lower()]
     return reader(file, max_row_bytes)
 
 
@@ -90,7 +90,7 @@ def _near(file: Path, names: tuple[str, ...]) -> str:
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[BinaryIO]:
+def opened(file: Path) -> Iterator[BinaryIO]:
     try:
         with open(file, "rb") as handle:
             yield handle
@@ -99,7 +99,7 @@ def _opened(file: Path) -> Iterator[BinaryIO]:
         raise DataError(cause, "check the disk and the file's permissions") from error
 
 
-def _lines(handle: BinaryIO, file: Path, limit: int) -> Iterator[Line]:
+def physical_lines(handle: BinaryIO, file: Path, limit: int) -> Iterator[Line]:
     """Physical lines. Of a line over ``limit`` bytes only the beginning is held; the rest is read past."""
     number = 0
     while line := handle.readline(limit + 1):
@@ -112,26 +112,26 @@ def _lines(handle: BinaryIO, file: Path, limit: int) -> Iterator[Line]:
         yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, len(line) > limit
 
 
-def _excerpt(line: bytes) -> str:
+def excerpt(line: bytes) -> str:
     return line[:EXCERPT_CHARS].decode("utf-8", "backslashreplace").rstrip("\r\n")
 
 
-def _too_long(limit: int) -> str:
+def over_long(limit: int) -> str:
     return f"over-long: more than {limit:,} bytes"
 
 
 # --- jsonl ------------------------------------------------------------------------------------------------------------
 
 
-def _read_jsonl(file: Path, limit: int) -> Iterator[Row | BadRow]:
-    with _opened(file) as handle:
-        for number, line, too_long in _lines(handle, file, limit):
+def read_jsonl_rows(file: Path, limit: int) -> Iterator[Row | BadRow]:
+    with opened(file) as handle:
+        for number, line, too_long in physical_lines(handle, file, limit):
             where = f"{file.name}:{number}"
             if too_long:
-                yield BadRow(where, _too_long(limit), _excerpt(line))
+                yield BadRow(where, over_long(limit), excerpt(line))
             elif line.strip():
                 values = _json_object(line)
-                yield BadRow(where, values, _excerpt(line)) if isinstance(values, str) else Row(where, values)
+                yield BadRow(where, values, excerpt(line)) if isinstance(values, str) else Row(where, values)
 
 
 def _json_object(line: bytes) -> dict[str, Any] | str:
@@ -160,15 +160,15 @@ def kind_of(value: Any) -> str:
 
 def _read_csv(file: Path, limit: int) -> Iterator[Row | BadRow]:
     csv.field_size_limit(max(2 * limit, csv.field_size_limit()))  # out of the way: ours is reached first
-    with _opened(file) as handle:
-        records = _csv_records(_lines(handle, file, limit), file, limit)
+    with opened(file) as handle:
+        records = _csv_records(physical_lines(handle, file, limit), file, limit)
         header = _header(next(records, (1, b"", "there is none")), file)
         for number, line, record in records:
             where = f"{file.name}:{number}"
             if isinstance(record, str):
-                yield BadRow(where, record, _excerpt(line))
+                yield BadRow(where, record, excerpt(line))
             elif len(record) != len(header):
-                yield BadRow(where, f"{len(record)} fields where the header has {len(header)}", _excerpt(line))
+                yield BadRow(where, f"{len(record)} fields where the header has {len(header)}", excerpt(line))
             else:
                 yield Row(where, dict(zip(header, record, strict=True)))
 
@@ -177,7 +177,7 @@ def _csv_records(lines: Iterator[Line], file: Path, limit: int) -> Iterator[tupl
     """Number of the first line, that line, and the record's fields or why there are none."""
     for number, line, too_long in lines:
         if too_long:
-            yield number, line, _too_long(limit)
+            yield number, line, over_long(limit)
         elif line.strip():
             # A reader of its own for each record: a broken one cannot put the next out of step.
             yield number, line, _csv_fields(chain([line], _continuation(lines, f"{file}:{number}", limit)))
@@ -238,7 +238,7 @@ def _read_parquet(file: Path, limit: int) -> Iterator[Row | BadRow]:
 
 def _parquet_row(batch: Any, where: str, limit: int) -> Row | BadRow:
     if batch.nbytes > limit:
-        return BadRow(where, _too_long(limit), "")
+        return BadRow(where, over_long(limit), "")
     try:
         return Row(where, batch.to_pylist()[0])
     except UnicodeDecodeError:

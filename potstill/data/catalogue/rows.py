@@ -10,8 +10,8 @@ from typing import Any
 from potstill.data.catalogue.item import Item
 from potstill.data.examples import Unusable
 from potstill.data.formats import text_of
-from potstill.data.quarantine import _excerpt
-from potstill.data.reader import MAX_ROW_BYTES, BadRow, Row, _read_jsonl, kind_of, read_rows
+from potstill.data.quarantine import excerpt
+from potstill.data.reader import MAX_ROW_BYTES, BadRow, Row, kind_of, read_jsonl_rows, read_rows
 from potstill.errors import DataError
 
 
@@ -34,7 +34,7 @@ def items_of(file: Path, item_of: Callable[[Row], Item]) -> Iterator[Item | BadR
                 raise Unusable(f"duplicate id {item.id[:60]!r} (first at {seen})")
             yield item
         except Unusable as reason:
-            yield BadRow(row.where, str(reason), _excerpt(row))
+            yield BadRow(row.where, str(reason), excerpt(row))
 
 
 def rows_of(file: Path) -> Iterator[Row | BadRow]:
@@ -45,7 +45,7 @@ def rows_of(file: Path) -> Iterator[Row | BadRow]:
         raise DataError(f"{file} is not a file with rows", "download it again")
     with file.open("rb") as handle:
         beginning = handle.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n")
-    return _array_rows(file) if beginning.startswith(b"[") else _read_jsonl(file, MAX_ROW_BYTES)
+    return _array_rows(file) if beginning.startswith(b"[") else read_jsonl_rows(file, MAX_ROW_BYTES)
 
 
 def _array_rows(file: Path) -> Iterator[Row | BadRow]:

@@ -10,7 +10,17 @@ from typing import TypeAlias
 from potstill.data.corpus.lines import from_line
 from potstill.data.examples import Unusable
 from potstill.data.formats import text_of
-from potstill.data.reader import EXCERPT_CHARS, BadRow, Row, _excerpt, _lines, _opened, _too_long, check_file, read_rows
+from potstill.data.reader import (
+    EXCERPT_CHARS,
+    BadRow,
+    Row,
+    check_file,
+    excerpt,
+    opened,
+    over_long,
+    physical_lines,
+    read_rows,
+)
 from potstill.errors import DataError
 
 Paths: TypeAlias = str | Path | Iterable[str | Path]
@@ -88,20 +98,20 @@ def _text(row: Row | BadRow, field: str) -> str | BadRow:
 
 
 def _text_lines(file: Path, field: str, limit: int) -> Iterator[Row | BadRow]:
-    with _opened(file) as handle:
-        for number, line, too_long in _lines(handle, file, limit):
+    with opened(file) as handle:
+        for number, line, too_long in physical_lines(handle, file, limit):
             where = f"{file.name}:{number}"
             if too_long:
-                yield BadRow(where, _too_long(limit), _excerpt(line))
+                yield BadRow(where, over_long(limit), excerpt(line))
             elif line.strip():
                 yield _decoded(where, field, line.removesuffix(b"\n").removesuffix(b"\r"))
 
 
 def _whole_file(file: Path, field: str, limit: int) -> Iterator[Row | BadRow]:
-    with _opened(file) as handle:
+    with opened(file) as handle:
         text = handle.read(limit + 1)
     if len(text) > limit:
-        yield BadRow(file.name, _too_long(limit), _excerpt(text))
+        yield BadRow(file.name, over_long(limit), excerpt(text))
     else:
         yield _decoded(file.name, field, text.removeprefix(b"\xef\xbb\xbf"))
 
@@ -110,4 +120,4 @@ def _decoded(where: str, field: str, line: bytes) -> Row | BadRow:
     try:
         return Row(where, {field: from_line(line.decode("utf-8"))})
     except UnicodeDecodeError as error:
-        return BadRow(where, f"not UTF-8: byte 0x{line[error.start]:02x} at byte {error.start + 1}", _excerpt(line))
+        return BadRow(where, f"not UTF-8: byte 0x{line[error.start]:02x} at byte {error.start + 1}", excerpt(line))

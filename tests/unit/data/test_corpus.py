@@ -34,7 +34,6 @@ from potstill.data.corpus import (
 )
 from potstill.data.examples import Unusable
 from potstill.data.indexed import IndexedTokens
-from potstill.data.plain_text import plain_text_blocks
 from potstill.data.reader import BadRow
 from potstill.errors import DataError
 
@@ -178,12 +177,6 @@ def test_blocks_are_the_documents_ended_and_cut(tokenizer: Any) -> None:
     assert counts.dropped_tokens == len(whole) % 16 > 0
     assert counts.read_to_end
     assert tokenizer.bos_token_id not in whole
-
-
-def test_blocks_are_those_that_training_on_plain_text_has(tokenizer: Any, tmp_path: Path) -> None:
-    file = stories(tmp_path)
-    blocks = [block.tolist() for block in packed((text.strip() for text in STORIES), tokenizer, 64)]
-    assert blocks == [[*b.prompt_ids, *b.response_ids] for b in plain_text_blocks(str(file), tokenizer, 64)]
 
 
 def test_one_worker_and_two_give_the_same_blocks_and_counts(tokenizer: Any) -> None:

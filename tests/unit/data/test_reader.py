@@ -89,7 +89,7 @@ def test_a_long_line_is_never_held_whole(rows_file, monkeypatch):
 
     file = rows_file([GOOD, "x" * 100_000, GOOD])
     with open(file, "rb") as handle:
-        lines = list(reader._lines(Counting(handle), file, 100))
+        lines = list(reader.physical_lines(Counting(handle), file, 100))
     assert [(number, len(line), long) for number, line, long in lines] == [
         (1, 33, False),
         (2, 101, True),

@@ -59,8 +59,8 @@ def test_too_little_text_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("rows.jsonl", b'{"text": "fine"}\n{"prompt": "no"}\n', "field called text"),
-        ("rows.jsonl", b'{"text": 3}\n', "field called text"),
+        ("rows.jsonl", b'{"text": "fine"}\n{"prompt": "no"}\n', "field 'text'"),
+        ("rows.jsonl", b'{"text": 3}\n', "field 'text'"),
         ("rows.jsonl", b'{"text": "a"\n', "rows.jsonl"),
         ("plain.txt", b"caf\xe9\n", "not UTF-8"),
     ],
