@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from potstill import recipe_io, stages
 from potstill import run as runs
 from potstill.errors import ConfigError, PotstillError, Stopped
 from potstill.evaluation import standalone
+from potstill.evaluation.suites import GROUPS, SUITES
+from potstill.evaluation.suites.run import Result, evaluate_models
 from potstill.recipe import Recipe
 from potstill.recipes import METHODS
 from potstill.reporting.card import write_card
@@ -67,6 +69,45 @@ def evaluate(model: str | Path | Run, *, data: str | Path, **settings: Any) -> d
     """
     name = str(model.student if isinstance(model, Run) else _student_or_model(str(model)))
     return standalone.evaluate(name, data=str(data), **settings)
+
+
+def evaluate_suites(
+    models: Sequence[str | Path | Run],
+    suites: Sequence[str],
+    *,
+    out: str | Path = "evaluations",
+    limit: int | None = None,
+    seeds: Sequence[int] | None = None,
+    data: str | Path | None = None,
+    device: str = "auto",
+    allow_remote_code: bool = False,
+) -> list[Result]:
+    """Ask models about data sets, or read what they answered before.
+
+    Args:
+        models: anything ``teacher`` may name in a recipe, or runs, which stand for their students.
+        suites: names, see ``potstill.evaluation.suites``; "minillm" is several.
+        out: where results are kept: rows and figures, by what they depend on.
+        limit: items of each split, from the first; all where None.
+        seeds: of sampled answers, in the place of a suite's own; none for greedy answers only.
+        data: a file of your own, for suites without a data set.
+        device: auto, cpu, cuda or mps.
+        allow_remote_code: let models run Python that comes with them.
+    Returns: results, model by model.
+    Raises: ConfigError for an unknown suite; DataError, ModelError.
+    """
+    names = [name for given in suites for name in GROUPS.get(given, (given,))]
+    if unknown := next((name for name in names if name not in SUITES), None):
+        raise ConfigError(f"there is no suite {unknown!r}", f"it is one of {', '.join([*SUITES, *GROUPS])}")
+    return evaluate_models(
+        [str(one.student if isinstance(one, Run) else _student_or_model(str(one))) for one in models],
+        [SUITES[name].with_seeds(seeds) for name in dict.fromkeys(names)],
+        root=Path(out),
+        limit=limit,
+        file=None if data is None else Path(data),
+        device=str(standalone.device_named(device)),
+        allow_remote_code=allow_remote_code,
+    )
 
 
 def report(run: str | Path | Run) -> dict[str, Any]:

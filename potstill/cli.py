@@ -78,11 +78,17 @@ def resume(
 @app.command(
     epilog="Examples:\n\n"
     "`potstill evaluate first --data rows.jsonl --teacher smollm2-135m-instruct`\n\n"
-    "`potstill evaluate models/small --data dolly.jsonl --data-format dolly`"
+    "`potstill evaluate models/small --data dolly.jsonl --data-format dolly`\n\n"
+    "`potstill evaluate first second smollm2-135m-instruct --suite dolly --suite anli --limit 100 --seed 10`\n\n"
+    "`potstill evaluate first --suite plain_text --data stories.txt`"
 )
 def evaluate(
-    model: Annotated[str, typer.Argument(metavar="MODEL|RUN", help="A run, a folder, a .gguf file or a hub id.")],
-    data: Annotated[str, typer.Option(help="Rows of prompts and responses: .jsonl, .csv or .parquet.")],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL|RUN...", help="Runs, folders, .gguf files or hub ids.")],
+    data: Annotated[str | None, typer.Option(help="Rows of your own: .jsonl, .csv or .parquet.")] = None,
+    suite: Annotated[list[str] | None, typer.Option(help="A data set and how it is asked; may be repeated.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Of a suite's items, of each split.")] = None,
+    seeds: Annotated[list[int] | None, typer.Option("--seed", help="Of a suite's sampled answers; repeatable.")] = None,
+    out: Annotated[Path, typer.Option(help="Where results of suites are kept.")] = Path("evaluations"),
     data_format: Annotated[str, typer.Option(help="prompt_response, dolly or chat.")] = "prompt_response",
     teacher: Annotated[str | None, typer.Option(help="A model to compare with.")] = None,
     max_examples: Annotated[int, typer.Option(min=1, help="Rows measured, from the first.")] = 500,
@@ -92,21 +98,51 @@ def evaluate(
     format: FormatOption = Format.human,
     allow_remote_code: RemoteCode = False,
 ) -> None:
-    """Measure a model on rows of your own; every row of the file counts as held-out."""
+    """Measure models: on suites, or on rows of your own, of which all count as held-out."""
     from potstill import api
 
-    figures = api.evaluate(
-        model,
-        data=data,
-        data_format=data_format,
-        teacher=teacher,
-        max_examples=max_examples,
-        generate_examples=generate_examples,
-        max_new_tokens=max_new_tokens,
-        device=device,
-        allow_remote_code=allow_remote_code,
-    )
-    _print_figures(figures, format)
+    if suite:
+        results = api.evaluate_suites(
+            models,
+            suite,
+            out=out,
+            limit=limit,
+            seeds=seeds,
+            data=data,
+            device=device,
+            allow_remote_code=allow_remote_code,
+        )
+        _print_suites(results, format)
+        return
+    if data is None:
+        raise ConfigError("there is nothing to measure on", "add --data FILE, or --suite NAME (see `potstill suites`)")
+    for model in models:
+        figures = api.evaluate(
+            model,
+            data=data,
+            data_format=data_format,
+            teacher=teacher,
+            max_examples=max_examples,
+            generate_examples=generate_examples,
+            max_new_tokens=max_new_tokens,
+            device=device,
+            allow_remote_code=allow_remote_code,
+        )
+        _print_figures(({"model": model} if len(models) > 1 else {}) | figures, format)
+
+
+@app.command(epilog="Example:\n\n`potstill suites`")
+def suites(format: FormatOption = Format.human) -> None:
+    """List the suites: data sets, and how models are asked about them."""
+    from potstill.evaluation.suites import GROUPS, SUITES
+
+    lines = {name: one.about + ("" if one.dataset else "; of a file that --data names") for name, one in SUITES.items()}
+    lines |= {name: "all of " + ", ".join(members) for name, members in GROUPS.items()}
+    if format is Format.json:
+        print(json.dumps(lines, indent=2))
+    else:
+        width = max(map(len, lines))
+        print("\n".join(f"{name:{width}}  {line}" for name, line in lines.items()))
 
 
 @app.command(epilog="Examples:\n\n`potstill report latest`\n\n`potstill report first --format json`")
@@ -270,6 +306,17 @@ def _plainly(default: Any) -> str:
     if hasattr(default, "name"):
         return str(default.name)
     return "null" if default is None else json.dumps(default)
+
+
+def _print_suites(results: list[Any], format: Format) -> None:
+    """Results of suites as tables, or with everything that is known of each."""
+    from potstill.reporting.suites import markdown
+
+    if format is Format.json:
+        told = [result.settings | {"scores": result.scores, "folder": str(result.folder)} for result in results]
+        print(json.dumps(told, indent=2))
+    else:
+        print(markdown(results))
 
 
 def _print_figures(figures: dict[str, Any], format: Format) -> None:

@@ -45,7 +45,7 @@ def evaluate(
     Returns: the figures of ``measure`` and, where rows were answered, Rouge-L and speed.
     Raises: ConfigError, DataError, ModelError, TeacherError.
     """
-    where = _device(device)
+    where = device_named(device)
     settings = Evaluation(max_new_tokens=max_new_tokens)
     loaded = load(name, device=where, allow_remote_code=allow_remote_code)
     rows = prepare_all(Data.model_validate({"path": data, "format": data_format}), loaded.tokenizer)[:max_examples]
@@ -68,7 +68,8 @@ def evaluate(
     return figures | {"size_on_disk_bytes": loaded.size_on_disk}
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """The device of a name; auto is the best there is here."""
     if name != "auto":
         return torch.device(name)
     return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")

@@ -308,3 +308,41 @@ def test_a_row_longer_than_the_model_sees_is_refused_by_its_name(call: Run, work
     assert "256 positions, and row rows.jsonl:41 has" in err
     assert "fix: lower data.max_prompt_tokens" in err
     assert "measuring" not in err
+
+
+def test_models_are_asked_about_suites_and_answers_are_kept(call: Run, workspace: Path) -> None:
+    code, out, _ = call("suites", "--format", "json")
+    assert code == 0
+    assert {"dolly", "minillm", "anli", "plain_text"} <= json.loads(out).keys()
+    asked = ("evaluate", "teacher", "--suite", "plain_text", "--data", "text.txt", "--limit", "2")
+    (workspace / "text.txt").write_text("The sky is blue.\nA goat ate the hat.\nOne more.\n")
+    code, out, _ = call(*asked, "--format", "json")
+    assert code == 0
+    (told,) = json.loads(out)
+    assert told["num_items"] == 2
+    assert told["scores"]["perplexity"] > 1
+    assert len((workspace / told["folder"] / "rows.jsonl").read_text().splitlines()) == 2
+    code, out, _ = call(*asked)
+    assert code == 0
+    assert "| teacher |" in out
+    assert sorted(path.name for path in (workspace / "evaluations").iterdir()) == [Path(told["folder"]).name]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["--suite", "dollie"], "there is no suite 'dollie'"),
+        (["--suite", "plain_text"], "add --data FILE"),
+        (["--suite", "dolly", "--data", "rows.jsonl"], "has its own data set"),
+        (["--suite", "gsm8k"], "download it from"),
+    ],
+)
+def test_a_suite_that_cannot_be_asked_is_one_clear_message(
+    call: Run, workspace: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], what: str
+) -> None:
+    monkeypatch.setenv("POTSTILL_DATA", str(workspace / "nothing-here"))
+    code, _, err = call("evaluate", "teacher", *arguments)
+    assert code == 2
+    assert what in err
+    assert "Traceback" not in err
+    assert not (workspace / "evaluations").exists()

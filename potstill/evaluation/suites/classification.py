@@ -33,6 +33,13 @@ class Classification:
 
     version = 1
     shortens = True
+    headline: tuple[str, ...] = (
+        "accuracy_likelihood",
+        "accuracy_normalised",
+        "accuracy_generated",
+        "parse_failure_rate",
+        "macro_f1_likelihood",
+    )
 
     def ask(self, subject: Subject, items: Sequence[Item], settings: Settings) -> list[Row]:
         prompts = settings.framed(items)

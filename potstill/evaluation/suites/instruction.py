@@ -21,6 +21,7 @@ class Instruction:
 
     version = 1
     shortens = True
+    headline: tuple[str, ...] = ("rouge_l_greedy", "rouge_l_sampled", "exact_match_greedy", "words_greedy")
 
     def ask(self, subject: Subject, items: Sequence[Item], settings: Settings) -> list[Row]:
         prompts = settings.framed(items)

@@ -20,9 +20,11 @@ class Language:
 
     version = 1
     shortens = False
+    headline: tuple[str, ...] = ("perplexity", "bits_per_byte")
 
     def ask(self, subject: Subject, items: Sequence[Item], settings: Settings) -> list[Row]:
-        windows = [_windows(item, subject, settings.max_prompt_tokens) for item in items]
+        size = subject.room_for_prompt(settings.max_prompt_tokens, 1)  # one for the end that stands before
+        windows = [_windows(item, subject, size) for item in items]
         nats = iter(subject.nats_of([window for some in windows for window in some]))
         return [_row(item, [next(nats) for _ in some]) for item, some in zip(items, windows, strict=True)]
 

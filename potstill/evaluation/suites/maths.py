@@ -20,6 +20,7 @@ class Maths:
 
     version = 1
     shortens = True
+    headline: tuple[str, ...] = ("accuracy", "parse_failure_rate")
 
     def ask(self, subject: Subject, items: Sequence[Item], settings: Settings) -> list[Row]:
         prompts = settings.framed(items)

@@ -13,13 +13,15 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from potstill.data.catalogue.item import Item
 from potstill.data.shorten import fitted
-from potstill.evaluation.suites.subject import Subject
+from potstill.evaluation.suites.items import check_ids, items_of
+from potstill.evaluation.suites.subject import Subject, fingerprint_of, open_subject
 from potstill.evaluation.suites.suite import Row, Scores, Suite
 from potstill.run import read_jsonl, write_text
 
@@ -35,8 +37,52 @@ class Result:
     scores: Scores
 
     @property
+    def model(self) -> str:
+        return str(self.settings["model"]["name"])
+
+    @property
+    def suite(self) -> str:
+        return str(self.settings["suite"])
+
+    @property
     def rows(self) -> list[Row]:
         return list(read_jsonl(self.folder / "rows.jsonl"))
+
+
+def evaluate_models(
+    names: Sequence[str],
+    suites: Sequence[Suite],
+    *,
+    root: Path,
+    limit: int | None = None,
+    file: Path | None = None,
+    folder: Path | None = None,
+    device: str = "cpu",
+    batch_size: int = 8,
+    allow_remote_code: bool = False,
+) -> list[Result]:
+    """Every model on every suite, each model loaded once and only if one of its results is not there yet.
+
+    Args:
+        names: embedded names, folders, .gguf files or hub ids.
+        suites: what they are asked.
+        root: where results are kept.
+        limit, file, folder: which items; see ``items_of``.
+        device: of the models. batch_size: texts at a time. allow_remote_code: run Python that comes with a model.
+    Returns: results, model by model, in the order of the suites.
+    Raises: ConfigError, DataError, ModelError.
+    """
+    items = [items_of(suite, limit=limit, file=file, folder=folder) for suite in suites]  # before anything is loaded
+    for suite, some in zip(suites, items, strict=True):
+        check_ids(some, suite.name)
+    found = []
+    for name in names:
+        identity = {"name": name, "fingerprint": fingerprint_of(name)}
+        load = partial(open_subject, name, device=device, batch_size=batch_size, allow_remote_code=allow_remote_code)
+        subject = cache(load)
+        found += [evaluate_suite(subject, identity, *pair, root) for pair in zip(suites, items, strict=True)]
+        subject.cache_clear()
+    return found
 
 
 def evaluate_suite(
@@ -53,6 +99,7 @@ def evaluate_suite(
     Returns: the figures, those of ``suite.protocol`` with ``seconds`` and how many inputs were shortened.
     """
     told = describe(identity, suite, items)
+    # A result is kept under what it depends on; the name it was made under is only for people.
     folder = root / f"{suite.name}-{key_of(told)[:16]}"
     scores_file = folder / "scores.json"
     if not scores_file.exists():
@@ -60,6 +107,7 @@ def evaluate_suite(
         rows = _asked(subject, suite, items, folder / "rows.jsonl")
         scores = suite.protocol.scores(rows, suite.settings) | _told_of_rows(rows)
         write_text(scores_file, json.dumps(scores, indent=2) + "\n")
+    _say(f"{suite.name}: {identity['name']} done, {folder}")
     return Result(folder, told, json.loads(scores_file.read_text(encoding="utf-8")))
 
 
@@ -70,7 +118,7 @@ def describe(identity: dict[str, str], suite: Suite, items: Sequence[Item]) -> d
         "model": identity,
         "suite": suite.name,
         "dataset": suite.dataset,
-        "split": suite.split,
+        "splits": list(suite.splits),
         "protocol": f"{type(suite.protocol).__name__.lower()} {suite.protocol.version}",
         "settings": suite.settings.told(),
         "num_items": len(items),
@@ -90,23 +138,24 @@ def _asked(subject: Callable[[], Subject], suite: Suite, items: Sequence[Item], 
     write_text(file, "".join(json.dumps(row) + "\n" for row in there.values()))  # without a line that was cut
     missing = [item for item in items if item.id not in there]
     if missing:
-        asked = subject()
+        asked = subject().with_template(suite.settings.template)
         with open(file, "a", encoding="utf-8", newline="\n") as handle:
             for start in range(0, len(missing), AT_ONCE):
                 for row in _some(asked, suite, missing[start : start + AT_ONCE]):
                     there[row["id"]] = row
                     handle.write(json.dumps(row) + "\n")
                 handle.flush()
-                _say(suite.name, len(there), len(items))
+                _say(f"{suite.name}: {len(there)} of {len(items)} answered")
     return [there[item.id] for item in items]
 
 
 def _some(subject: Subject, suite: Suite, items: Sequence[Item]) -> list[Row]:
     """Rows of a few items, their inputs shortened where they are too long for the suite."""
     begun = time.perf_counter()
-    limit = suite.settings.max_prompt_tokens
-    shortens = suite.protocol.shortens
-    cut = [fitted(item, subject.tokenizer, subject.template, limit) if shortens else (item, 0) for item in items]
+    cut = [(item, 0) for item in items]
+    if suite.protocol.shortens:
+        room = subject.room_for_prompt(suite.settings.max_prompt_tokens, suite.settings.max_new_tokens)
+        cut = [fitted(item, subject.tokenizer, subject.template, room) for item in items]
     rows = suite.protocol.ask(subject, [item for item, _ in cut], suite.settings)
     seconds = (time.perf_counter() - begun) / len(items)
     return [
@@ -122,5 +171,5 @@ def _told_of_rows(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def _say(name: str, done: int, count: int) -> None:
-    print(f"{name}: {done} of {count} answered", file=sys.stderr, flush=True)
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

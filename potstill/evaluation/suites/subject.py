@@ -13,7 +13,7 @@ import torch
 from potstill import weighting
 from potstill.data.examples import Example, Tokenised
 from potstill.data.tokenise import Template, choose_template, tokenise
-from potstill.errors import DataError
+from potstill.errors import DataError, ModelError
 from potstill.models.families import Causal, check_projection, evaluating
 from potstill.models.loading import load, local_source
 from potstill.recipe import Data
@@ -46,6 +46,10 @@ class Subject:
     size_on_disk: int
     batch_size: int = 8
 
+    def with_template(self, wanted: str) -> Subject:
+        """The same with its prompts framed otherwise; auto is its chat template where it has one. Raises: DataError."""
+        return replace(self, template=choose_template(Data.model_validate({"template": wanted}), self.tokenizer))
+
     def write(self, prompts: Sequence[str], ids: Sequence[str], decoding: Decoding, *, seed: int) -> list[str]:
         """A response to each prompt, without the end.
 
@@ -60,6 +64,15 @@ class Subject:
         seeds = [seed_of("evaluation", seed, id) for id in ids]
         responses = writer.write([row.prompt_ids for row in rows], seeds=seeds)
         return [self.tokenizer.decode(list(r.ids), skip_special_tokens=True).strip() for r in responses]
+
+    def room_for_prompt(self, wanted: int, max_new_tokens: int) -> int:
+        """Tokens a prompt may have: as many as are wanted, or as the model's positions leave. Raises: ModelError."""
+        positions = getattr(self.family.model.config.get_text_config(), "max_position_embeddings", None)
+        room = wanted if not positions else min(wanted, positions - max_new_tokens)
+        if room < 1:
+            cause = f"{self.name} has {positions} positions, and {max_new_tokens} tokens are to be written"
+            raise ModelError(cause, "leave the suite out for this model")
+        return room
 
     def decoding(self, max_new_tokens: int, **settings: Any) -> Decoding:
         """How tokens are chosen, up to the tokenizer's end token."""
@@ -99,7 +112,6 @@ def open_subject(
     name: str,
     *,
     device: torch.device | str = "cpu",
-    template: str = "auto",
     batch_size: int = 8,
     allow_remote_code: bool = False,
 ) -> Subject:
@@ -107,13 +119,15 @@ def open_subject(
 
     Args:
         name: an embedded name, a folder, a .gguf file or a hub id.
-        template: auto (the tokenizer's chat template where it has one), chat or none.
-    Raises: ModelError; DataError where a chat template is asked for and there is none.
+        device: where it runs.
+        batch_size: texts at a time.
+        allow_remote_code: let the model run Python that comes with it.
+    Raises: ModelError.
     """
     loaded = load(name, device=device, allow_remote_code=allow_remote_code)
     family = Causal(loaded.model)
     check_projection(family, name)
-    chosen = choose_template(Data.model_validate({"template": template}), loaded.tokenizer)
+    chosen = choose_template(Data(), loaded.tokenizer)
     return Subject(name, family, loaded.tokenizer, chosen, fingerprint_of(name), loaded.size_on_disk, batch_size)
 
 

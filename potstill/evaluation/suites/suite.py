@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol, TypeAlias
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, Protocol, TypeAlias
 
 from potstill.data.catalogue.item import Item
 from potstill.evaluation.suites.subject import Subject
@@ -20,6 +20,7 @@ class Settings:
 
     ``seeds`` draw at ``temperature`` from the whole vocabulary, beside a greedy answer. MiniLLM's tables are of its
     five seeds, with no six tokens in a row written twice; that setting alone moves Rouge-L by about a point.
+    ``frame`` is put around a prompt, and ``template`` around both: auto is the model's chat template, if it has one.
     """
 
     max_prompt_tokens: int = 512
@@ -28,6 +29,7 @@ class Settings:
     no_repeat_ngram: int = 0
     seeds: tuple[int, ...] = ()
     frame: str = "{prompt}"
+    template: Literal["auto", "chat", "none"] = "auto"
 
     def told(self) -> dict[str, Any]:
         return asdict(self)
@@ -40,11 +42,13 @@ class Settings:
 class SuiteProtocol(Protocol):
     """Asks and scores. ``version`` goes up when a change makes other figures, so that no old one is taken for new.
 
-    ``shortens``: inputs over ``max_prompt_tokens`` lose their middle before they are asked.
+    ``shortens``: inputs over ``max_prompt_tokens`` lose their middle before they are asked. ``headline``: the figures
+    that a table shows, in order.
     """
 
     version: int
     shortens: bool
+    headline: tuple[str, ...]
 
     def ask(self, subject: Subject, items: Sequence[Item], settings: Settings) -> list[Row]:
         """A row for each item, in order, with every figure of that item under ``scores``."""
@@ -55,14 +59,20 @@ class SuiteProtocol(Protocol):
 
 @dataclass(frozen=True)
 class Suite:
-    """A data set's split, asked in one way."""
+    """Splits of a data set, asked in one way. ``dataset`` None: the items are those of a file that the user names."""
 
     name: str
-    dataset: str
-    split: str
+    about: str
     protocol: SuiteProtocol
     settings: Settings
-    about: str
+    dataset: str | None = None
+    splits: tuple[str, ...] = ()
+
+    def with_seeds(self, seeds: Sequence[int] | None) -> Suite:
+        """The suite with other seeds, where it samples at all; itself for None."""
+        if seeds is None or not self.settings.seeds:
+            return self
+        return replace(self, settings=replace(self.settings, seeds=tuple(seeds)))
 
 
 def row_of(item: Item, prompt: str, predictions: dict[str, Any], scores: Mapping[str, float | None]) -> Row:

@@ -20,6 +20,7 @@ class Summaries:
 
     version = 1
     shortens = True
+    headline: tuple[str, ...] = ("rouge1", "rouge2", "rougeL", "lead_3_rougeL", "words")
 
     def ask(self, subject: Subject, items: Sequence[Item], settings: Settings) -> list[Row]:
         prompts = settings.framed(items)

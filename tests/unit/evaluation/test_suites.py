@@ -1,0 +1,307 @@
+"""Suites: what a model is asked, what its answers are worth, and that a result is made once and can be gone on with."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from potstill.data.catalogue.item import Item
+from potstill.errors import ConfigError, DataError, ModelError
+from potstill.evaluation.suites import SUITES, Settings, Suite
+from potstill.evaluation.suites import run as running
+from potstill.evaluation.suites.classification import Classification
+from potstill.evaluation.suites.instruction import Instruction
+from potstill.evaluation.suites.items import items_of
+from potstill.evaluation.suites.language import Language
+from potstill.evaluation.suites.maths import Maths
+from potstill.evaluation.suites.run import evaluate_models, evaluate_suite
+from potstill.evaluation.suites.subject import Subject, open_subject
+from potstill.evaluation.suites.summaries import Summaries
+from potstill.reporting.suites import markdown
+from tests import tiny
+
+SHORT = Settings(max_prompt_tokens=60, max_new_tokens=6)
+LABELS = ("fox", "goat", "the lazy dog")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save(tiny.llama(1), tmp_path_factory.mktemp("model") / "m", chat=True)
+
+
+@pytest.fixture(scope="module")
+def subject(folder: Path) -> Subject:
+    return open_subject(str(folder)).with_template("none")
+
+
+class Says:
+    """A subject that says what it is told to; the rest is the real one's."""
+
+    def __init__(self, subject: Subject, *texts: str):
+        self._subject, self._texts = subject, list(texts)
+
+    def write(self, prompts: list[str], *_: Any, **__: Any) -> list[str]:
+        return [self._texts.pop(0) for _ in prompts]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._subject, name)
+
+
+def choice(number: int, answer: int = 0, group: str = "") -> Item:
+    return Item(f"c{number}", f"Who ate hat {number}?", (LABELS[answer],), LABELS, answer, group)
+
+
+# --- The model --------------------------------------------------------------------------------------------------------
+
+
+def test_likelihoods_are_those_of_the_options_tokens_after_the_prompt_and_of_no_end(subject: Subject) -> None:
+    prompts, options = ["Who ate it?"] * 3 + ["A small pot"], [*LABELS, "still"]
+    found = subject.nats(prompts, options)
+    for (nats, count), prompt, option in zip(found, prompts, options, strict=True):
+        before = subject.tokenizer(prompt)["input_ids"]
+        ids = subject.tokenizer(f"{prompt} {option}")["input_ids"]
+        assert ids[: len(before)] == before
+        with torch.no_grad():
+            log_probs = subject.family.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        own = [-log_probs[at - 1, ids[at]].item() for at in range(len(before), len(ids))]
+        assert count == len(own)
+        assert nats == pytest.approx(sum(own), rel=1e-4)
+
+
+def test_a_chat_models_options_follow_its_template_without_a_space(folder: Path) -> None:
+    chat = open_subject(str(folder))
+    assert chat.template == "chat"
+    ((nats, count),) = chat.nats(["Hello"], ["fox"])
+    prompt = chat.tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], tokenize=False)
+    assert count == len(chat.tokenizer("fox")["input_ids"])
+    assert math.isfinite(nats)
+    assert nats != pytest.approx(chat.with_template("none").nats(["Hello"], ["fox"])[0][0], abs=1e-3)
+    assert prompt != "Hello"
+
+
+def test_what_is_written_depends_on_the_item_and_the_seed_alone(subject: Subject) -> None:
+    decoding = subject.decoding(6)
+    together = subject.write(["One", "Two", "Three"], ["a", "b", "c"], decoding, seed=1)
+    assert subject.write(["Three", "One"], ["c", "a"], decoding, seed=1) == [together[2], together[0]]
+    assert subject.write(["One"], ["a"], decoding, seed=2) != [together[0]]
+
+
+def test_a_prompt_gets_the_room_that_the_models_positions_leave(subject: Subject) -> None:
+    """256 positions."""
+    assert [subject.room_for_prompt(wanted, 56) for wanted in (100, 200, 900)] == [100, 200, 200]
+    with pytest.raises(ModelError, match="256 positions, and 256 tokens are to be written"):
+        subject.room_for_prompt(10, 256)
+
+
+# --- Protocols --------------------------------------------------------------------------------------------------------
+
+
+def test_classification_counts_three_ways_by_hand(subject: Subject) -> None:
+    items = [choice(1, 0, "a"), choice(2, 1, "a"), choice(3, 2, "b")]
+    said = Says(subject, "fox", "I do not know", "The answer is fox.")
+    settings = replace(SHORT, frame="{prompt}\nAnswer:")
+    rows = Classification().ask(said, items, settings)  # type: ignore[arg-type]
+    assert [row["scores"]["accuracy_generated"] for row in rows] == [1.0, 0.0, 0.0]
+    assert [row["scores"]["parse_failure_rate"] for row in rows] == [0.0, 1.0, 0.0]
+    for row, item in zip(rows, items, strict=True):
+        assert row["input"] == f"{item.prompt}\nAnswer:"
+        nats = subject.nats([row["input"]] * 3, LABELS)
+        full, each = ([amount / (count if per else 1) for amount, count in nats] for per in (False, True))
+        assert row["predictions"]["chosen"]["likelihood"] == LABELS[full.index(min(full))]
+        assert row["predictions"]["chosen"]["normalised"] == LABELS[each.index(min(each))]
+        weights = [math.exp(-amount) for amount in full]
+        assert row["predictions"]["confidence"]["likelihood"] == pytest.approx(max(weights) / sum(weights))
+    scores = Classification().scores(rows, settings)
+    assert scores["accuracy_generated"]["mean"] == pytest.approx(1 / 3)
+    assert scores["confusion_generated"] == [[1, 0, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0]]
+    assert set(scores["accuracy_likelihood_by_group"]) == {"a", "b"}
+    assert scores["macro_f1_generated"] == pytest.approx((2 / 3 + 0 + 0) / 3)
+
+
+def test_items_with_options_of_their_own_have_no_confusion_matrix(subject: Subject) -> None:
+    other = Item("o", "Which?", ("hat",), ("hat", "pot"), 0)
+    rows = Classification().ask(subject, [choice(1), other], SHORT)
+    assert not any(name.startswith("confusion") for name in Classification().scores(rows, SHORT))
+
+
+def test_items_without_options_are_refused_by_classification(subject: Subject) -> None:
+    with pytest.raises(DataError, match="x has no options"):
+        Classification().ask(subject, [Item("x", "Who?", ("fox",))], SHORT)
+
+
+def test_maths_goes_by_the_value(subject: Subject) -> None:
+    items = [Item(str(at), "How many?", (gold,)) for at, gold in enumerate(["( 7.0 * 30.0 )", "6", "6", "0.5"])]
+    said = Says(subject, "7 * 30 = 210", "It is 7.", "none at all", "The answer is 1/2.")
+    rows = Maths().ask(said, items, SHORT)  # type: ignore[arg-type]
+    assert [row["scores"]["accuracy"] for row in rows] == [1.0, 0.0, 0.0, 1.0]
+    assert [row["scores"]["parse_failure_rate"] for row in rows] == [0.0, 0.0, 1.0, 0.0]
+    assert Maths().scores(rows, SHORT)["accuracy"]["mean"] == 0.5
+
+
+def test_instruction_takes_the_best_reference_and_the_mean_over_seeds(subject: Subject) -> None:
+    item = Item("i", "Say it.", ("the sky is blue", "a goat ate the hat"))
+    settings = replace(SHORT, seeds=(3, 4))
+    said = Says(subject, "A goat ate the hat.", "the sky is blue", "nothing here")
+    (row,) = Instruction().ask(said, [item], settings)  # type: ignore[arg-type]
+    assert row["scores"]["rouge_l_greedy"] == pytest.approx(100)
+    assert row["scores"]["exact_match_greedy"] == 1.0
+    assert row["scores"]["rouge_l_sampled"] == pytest.approx(50)
+    scores = Instruction().scores([row], settings)
+    assert scores["rouge_l_sampled"]["deviation_of_seeds"] == pytest.approx(100 / math.sqrt(2))
+    assert set(row["predictions"]) == {"greedy", "seed_3", "seed_4"}
+
+
+def test_summaries_stand_beside_the_lead(subject: Subject) -> None:
+    article = "One fox ran. Two goats ate. Three dogs sat. Four owls left."
+    item = Item("s", f"summarize: {article}\n", ("One fox ran. Two goats ate. Three dogs sat.",), content=article)
+    (row,) = Summaries().ask(Says(subject, "Four owls left."), [item], SHORT)  # type: ignore[arg-type]
+    assert row["scores"]["lead_3_rougeL"] == pytest.approx(100)
+    assert row["scores"]["rougeL"] == 0
+    assert row["scores"]["novelty_1"] == 0
+
+
+@pytest.mark.parametrize("window", [4, 1000])
+def test_language_reads_every_token_of_a_document_once(subject: Subject, window: int) -> None:
+    items = [Item(str(at), text, (), content=text) for at, text in enumerate(tiny.TEXT)]
+    rows = Language().ask(subject, items, replace(SHORT, max_prompt_tokens=window))
+    lengths = [len(subject.tokenizer(text)["input_ids"]) for text in tiny.TEXT]
+    assert [row["scores"]["tokens"] for row in rows] == lengths
+    assert [row["scores"]["bytes"] for row in rows] == [len(text.encode()) for text in tiny.TEXT]
+    scores = Language().scores(rows, SHORT)
+    total = sum(row["scores"]["nats"] for row in rows)
+    assert scores["perplexity"] == pytest.approx(math.exp(total / sum(lengths)))
+    assert scores["bits_per_byte"] == pytest.approx(total / math.log(2) / sum(len(t.encode()) for t in tiny.TEXT))
+
+
+# --- A result ---------------------------------------------------------------------------------------------------------
+
+
+ITEMS = [choice(number, number % 3) for number in range(20)]
+SUITE = Suite("classification", "animals", Classification(), SHORT)
+IDENTITY = {"name": "m", "fingerprint": "f"}
+
+
+def test_a_result_is_made_once_and_read_afterwards(subject: Subject, tmp_path: Path) -> None:
+    first = evaluate_suite(lambda: subject, IDENTITY, SUITE, ITEMS, tmp_path)
+    again = evaluate_suite(lambda: pytest.fail("asked again"), IDENTITY | {"name": "n"}, SUITE, ITEMS, tmp_path)
+    assert again.scores == first.scores
+    assert [row["id"] for row in first.rows] == [item.id for item in ITEMS]
+    assert json.loads((first.folder / "settings.json").read_text())["num_items"] == 20
+
+
+def test_whatever_a_figure_depends_on_makes_another_result(subject: Subject, tmp_path: Path) -> None:
+    changed = [
+        (IDENTITY | {"fingerprint": "g"}, SUITE, ITEMS),
+        (IDENTITY, replace(SUITE, settings=replace(SHORT, frame="{prompt} Say it.")), ITEMS),
+        (IDENTITY, replace(SUITE, settings=replace(SHORT, max_new_tokens=5)), ITEMS),
+        (IDENTITY, SUITE, ITEMS[:-1]),
+        (IDENTITY, SUITE, [*ITEMS[:-1], replace(ITEMS[-1], references=("fox",))]),
+    ]
+    keys = {running.key_of(running.describe(*parts)) for parts in [(IDENTITY, SUITE, ITEMS), *changed]}
+    assert len(keys) == 1 + len(changed)
+    newer = Classification()
+    newer.version = 2
+    assert running.key_of(running.describe(IDENTITY, replace(SUITE, protocol=newer), ITEMS)) not in keys
+
+
+def test_a_result_that_was_stopped_goes_on_and_is_the_same(subject: Subject, tmp_path: Path) -> None:
+    """Killed after some rows, in the middle of writing another."""
+    whole = evaluate_suite(lambda: subject, IDENTITY, SUITE, ITEMS, tmp_path / "whole")
+    stopped = tmp_path / "stopped" / whole.folder.name
+    stopped.mkdir(parents=True)
+    lines = (whole.folder / "rows.jsonl").read_text().splitlines(keepends=True)
+    (stopped / "rows.jsonl").write_text("".join(lines[:9]) + lines[9][:30])
+    asked: list[str] = []
+
+    class Counting(Says):
+        def write(self, prompts: list[str], ids: list[str], *rest: Any, **more: Any) -> list[str]:
+            asked.extend(ids)
+            return self._subject.write(prompts, ids, *rest, **more)
+
+        def with_template(self, wanted: str) -> Counting:
+            return Counting(self._subject.with_template(wanted))
+
+    gone_on = evaluate_suite(lambda: Counting(subject), IDENTITY, SUITE, ITEMS, tmp_path / "stopped")  # type: ignore
+    assert asked == [item.id for item in ITEMS[9:]]
+    seconds = {"seconds"}
+    assert {k: v for k, v in gone_on.scores.items() if k not in seconds} == {
+        k: v for k, v in whole.scores.items() if k not in seconds
+    }
+
+
+def test_a_long_input_loses_its_middle_and_it_is_counted(subject: Subject, tmp_path: Path) -> None:
+    article = " ".join(f"word{number}" for number in range(200))
+    item = Item("long", f"summarize: {article}\nNow!", ("x",), content=article)
+    suite = Suite("summaries", "long", Summaries(), SHORT)
+    found = evaluate_suite(lambda: subject, IDENTITY, suite, [item, choice(1)], tmp_path)
+    row, other = found.rows
+    assert found.scores["num_shortened"] == 1
+    assert row["tokens_left_out"] > 100
+    assert other["tokens_left_out"] == 0
+    assert row["input"].startswith("summarize: word0 word1")
+    assert row["input"].endswith("word199\nNow!")
+    assert "[...]" in row["input"]
+    assert len(subject.tokenizer(row["input"])["input_ids"]) <= SHORT.max_prompt_tokens
+
+
+# --- From names to a table --------------------------------------------------------------------------------------------
+
+
+def own_rows(folder: Path) -> Path:
+    file = folder / "own.jsonl"
+    rows = [{"prompt": item.prompt, "options": LABELS, "response": item.references[0]} for item in ITEMS]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_models_and_suites_become_a_table(folder: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(tiny.TEXT) + "\n")
+    for suites, file in (([SUITES["classification"]], own_rows(tmp_path)), ([SUITES["plain_text"]], text)):
+        suites = [replace(suite, settings=replace(suite.settings, max_new_tokens=4)) for suite in suites]
+        results = evaluate_models([str(folder)], suites, root=tmp_path / "out", file=file, limit=5)
+        shown = markdown(results)
+        assert str(folder) in shown
+        assert f"{suites[0].name}: {5 if suites[0].name != 'plain_text' else 4} items" in shown
+        for key in suites[0].protocol.headline:
+            assert key.replace("_", " ") in shown
+            assert key in results[0].scores
+
+
+def test_a_limit_takes_the_first_items_and_other_seeds_replace_a_suites_own(tmp_path: Path) -> None:
+    file = own_rows(tmp_path)
+    assert [item.prompt for item in items_of(SUITES["classification"], limit=3, file=file)] == [
+        item.prompt for item in ITEMS[:3]
+    ]
+    assert SUITES["dolly"].with_seeds([7]).settings.seeds == (7,)
+    assert SUITES["svamp"].with_seeds([7]) is SUITES["svamp"]
+
+
+def test_what_cannot_be_asked_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    file = own_rows(tmp_path)
+    with pytest.raises(ConfigError, match="no file is named") as caught:
+        items_of(SUITES["maths"])
+    assert "--data FILE" in str(caught.value)
+    with pytest.raises(ConfigError, match="suite dolly has its own data set"):
+        items_of(SUITES["dolly"], file=file)
+    file.write_text('{"prompt": "Who?", "options": ["a", "b"], "response": "c"}\n')
+    with pytest.raises(DataError, match=r"own\.jsonl:1: field 'response' is 'c', which is none of the options"):
+        items_of(SUITES["classification"], file=file)
+    file.write_text('{"id": "1", "prompt": "a", "response": "b"}\n' * 2)
+    with pytest.raises(DataError, match="two items with the id '1'"):
+        evaluate_models([], [SUITES["maths"]], root=tmp_path, file=file)
+
+
+def test_every_suite_of_a_data_set_names_one_that_is_there() -> None:
+    from potstill.data.catalogue import DATASETS
+
+    for suite in SUITES.values():
+        if suite.dataset:
+            assert set(suite.splits) <= set(DATASETS[suite.dataset].splits)
+            assert "{prompt}" in suite.settings.frame
