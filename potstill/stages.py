@@ -109,7 +109,7 @@ def _job(bench: Bench, training: Training, student: Student) -> Job:
             figures = measure(student.family, bench.examiner, validation)
             if stage.checkpoint.best_by == "rouge_l":
                 answered = bench.data.validation
-                figures["rouge_l"] = greedy_rouge_l(student.family, bench.tokenizer, answered, stage.evaluation)
+                figures |= greedy_rouge_l(student.family, bench.tokenizer, answered, stage.evaluation)
         return figures
 
     parts = Parts(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Sequence
+from statistics import fmean, stdev
 from typing import Any
 
 from potstill.data.examples import Tokenised
-from potstill.evaluation.metrics.rouge import rouge_l
+from potstill.evaluation.metrics.rouge import rouge_l, rouge_l_scores
 from potstill.models.families import Causal, check_positions, evaluating
 from potstill.recipe import Evaluation
 from potstill.sampling.generate import generate
@@ -80,7 +82,11 @@ def judge_answers(
     return figures, [{"greedy": g, "sampled": s} for g, s in zip(greedy, sampled, strict=True)]
 
 
-def greedy_rouge_l(family: Causal, tokenizer: Any, examples: Sequence[Tokenised], settings: Evaluation) -> float:
-    """Rouge-L of greedy answers."""
+def greedy_rouge_l(
+    family: Causal, tokenizer: Any, examples: Sequence[Tokenised], settings: Evaluation
+) -> dict[str, float]:
+    """``rouge_l`` of greedy answers and ``rouge_l_stderr``, its standard error over examples, nan below two."""
     texts, _ = answer(family, tokenizer, examples, settings, temperature=0, seed=0)
-    return rouge_l(texts, [example.response for example in examples])
+    scores = rouge_l_scores(texts, [[example.response] for example in examples])
+    error = stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else math.nan
+    return {"rouge_l": fmean(scores), "rouge_l_stderr": error}

@@ -4,7 +4,7 @@ The size is the demo's: a student of 63 M parameters and a few minutes of two CP
 budget.epochs, a larger batch and evaluation.max_examples. A student that is to write its own text has to be able to
 write: start from one that was trained (``student=runs/kd-1/student``) and not from one that was just cut. The
 learning rate is for that. The best checkpoint is the one with the highest Rouge-L of greedy answers to the
-validation prompts, as in MiniLLM.
+validation prompts, as in MiniLLM, or a newer one within its standard error: these are few.
 """
 
 from __future__ import annotations

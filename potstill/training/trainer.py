@@ -38,6 +38,7 @@ class State:
     seconds: float = 0.0  # of steps alone; validation and saving do not count
     best_step: int | None = None
     best_value: float | None = None
+    best_error: float = 0.0  # of best_value
     metrics_length: int = 0
     world_size: int = 1
     schedules: dict[str, Any] = field(default_factory=dict)  # the state of each term's, by the term's key
@@ -183,12 +184,25 @@ def _validate(job: Job, state: State, log: MetricsLog, progress: Progress) -> No
     name = job.stage.checkpoint.best_by
     value = figures[name]
     progress.note(f"{job.label}: step {state.step}  validation {name} {value:.4g}")
-    if state.step and (state.best_value is None or _better(name, value, state.best_value)):
-        state.best_step, state.best_value = state.step, value
+    if state.step:
+        choose(state, name, value, figures.get("rouge_l_stderr", 0.0) if name == "rouge_l" else 0.0)
 
 
-def _better(name: str, value: float, than: float) -> bool:
-    return value > than if name in recipe.METRICS_TO_MAXIMISE else value < than
+def choose(state: State, name: str, value: float, error: float) -> None:
+    """Note whether this step's student is the one to keep: the best, or the newest within a standard error of the best.
+
+    Of few answers Rouge-L is noisy, and the larger of two that differ by chance is as often the less trained student's.
+
+    Args:
+        state: whose step was validated.
+        name: of the metric. value: of this student. error: its standard error; 0 where no noise is allowed for.
+    Source: the one-standard-error rule of Breiman et al. 1984, Classification and Regression Trees, section 3.4.3.
+    """
+    sign = 1 if name in recipe.METRICS_TO_MAXIMISE else -1
+    if state.best_value is None or sign * value > sign * state.best_value:
+        state.best_step, state.best_value, state.best_error = state.step, value, error
+    elif state.best_error and sign * value >= sign * state.best_value - state.best_error:
+        state.best_step = state.step
 
 
 def _save(job: Job, optimizer: torch.optim.Optimizer, state: State, log: MetricsLog) -> None:
