@@ -8,12 +8,13 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
+from potstill.cli_data import app as data_app
+from potstill.cli_options import Format, FormatOption, Layout, LayoutOption, RemoteCode
 from potstill.errors import ConfigError, PotstillError
 
 app = typer.Typer(
@@ -27,17 +28,9 @@ app = typer.Typer(
 )
 recipes_app = typer.Typer(no_args_is_help=True, help="List, show and copy the built-in recipes.")
 app.add_typer(recipes_app, name="recipes")
+app.add_typer(data_app, name="data")
 
 
-class Format(StrEnum):
-    """How a result is printed."""
-
-    human = "human"
-    json = "json"
-
-
-FormatOption = Annotated[Format, typer.Option("--format", help="For people, or for programs.")]
-RemoteCode = Annotated[bool, typer.Option("--allow-remote-code", help="Run Python code that comes with a model.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the recipe.")]
 
 
@@ -89,7 +82,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Of a suite's items, of each split.")] = None,
     seeds: Annotated[list[int] | None, typer.Option("--seed", help="Of a suite's sampled answers; repeatable.")] = None,
     out: Annotated[Path, typer.Option(help="Where results of suites are kept.")] = Path("evaluations"),
-    data_format: Annotated[str, typer.Option(help="prompt_response, dolly or chat.")] = "prompt_response",
+    data_format: LayoutOption = Layout.prompt_response,
     teacher: Annotated[str | None, typer.Option(help="A model to compare with.")] = None,
     max_examples: Annotated[int, typer.Option(min=1, help="Rows measured, from the first.")] = 500,
     generate_examples: Annotated[int, typer.Option(min=0, help="Rows answered, for Rouge-L.")] = 32,
@@ -120,7 +113,7 @@ def evaluate(
         figures = api.evaluate(
             model,
             data=data,
-            data_format=data_format,
+            data_format=data_format.value,
             teacher=teacher,
             max_examples=max_examples,
             generate_examples=generate_examples,

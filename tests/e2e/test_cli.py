@@ -346,3 +346,25 @@ def test_a_suite_that_cannot_be_asked_is_one_clear_message(
     assert what in err
     assert "Traceback" not in err
     assert not (workspace / "evaluations").exists()
+
+
+def test_data_can_be_looked_at_before_it_is_trained_on(
+    call: Run, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, _ = call("data", "inspect", "rows.jsonl", "--model", "teacher", "--rows", "1", "--format", "json")
+    assert code == 0
+    (row,) = json.loads(out)
+    assert [piece["scored"] for piece in row["pieces"]] == [False, True, True]
+    code, out, _ = call("data", "inspect", "rows.jsonl", "--model", "teacher", "--rows", "2")
+    assert (code, out.count("scored")) == (0, 2)
+    assert call("data", "inspect", "gone.jsonl", "--model", "teacher")[0] == 2
+    code, out, _ = call("data", "ls", "--format", "json")
+    assert "r1_dev" in json.loads(out)["anli"]["splits"]
+    folder = workspace / "sets" / "gsm8k"
+    folder.mkdir(parents=True)
+    (folder / "test.jsonl").write_text('{"question": "Two and two?", "answer": "2 + 2 = 4\\n#### 4"}\n')
+    monkeypatch.setenv("POTSTILL_DATA", str(workspace / "sets"))
+    code, out, _ = call("data", "card", "gsm8k", "test")
+    assert code == 0
+    assert "published with 1,319 rows, so this is not the whole split" in out
+    assert call("data", "card", "gsm9k", "test")[0] == 2

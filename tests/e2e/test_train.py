@@ -254,7 +254,8 @@ def test_a_run_is_never_overwritten_but_one_that_never_trained_keeps_no_name(wor
         train(run="mine")
     with pytest.raises(potstill.PotstillError):
         train(run="broken", data="absent.jsonl")
-    (Path("runs/broken/eval")).mkdir()
+    assert not Path("runs/broken").exists()
+    (Path("runs/broken/eval")).mkdir(parents=True)
     Path("runs/broken/eval/teacher.json").write_text('{"perplexity": -1}')  # of another attempt, with other settings
     assert potstill.report(train(run="broken"))["teacher"]["perplexity"] > 0
 

@@ -1,0 +1,89 @@
+"""``potstill data``: what is in a data set, and what a model sees of a row."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from potstill.cli_options import Format, FormatOption, Framing, FramingOption, Layout, LayoutOption
+from potstill.errors import ConfigError
+
+app = typer.Typer(no_args_is_help=True, help="Look at data before it is trained on.")
+
+
+@app.command("ls", epilog="Example:\n\n`potstill data ls`")
+def ls(format: FormatOption = Format.human) -> None:
+    """List the named data sets and their splits."""
+    from potstill.data.catalogue import DATASETS
+
+    lines = {name: {"title": found.card.title, "splits": list(found.splits)} for name, found in DATASETS.items()}
+    if format is Format.json:
+        print(json.dumps(lines, indent=2))
+        return
+    width = max(map(len, lines))
+    for name, line in lines.items():
+        print(f"{name:{width}}  {line['title']}; {', '.join(line['splits'])}")
+
+
+@app.command(
+    "card", epilog="Examples:\n\n`potstill data card dolly valid`\n\n`potstill data card anli r1_dev --format json`"
+)
+def card(
+    name: Annotated[str, typer.Argument(help="A data set, see `potstill data ls`.")],
+    split: Annotated[str, typer.Argument(help="One of its splits.")],
+    format: FormatOption = Format.human,
+) -> None:
+    """Read a split and say what it is: source, licence, counts, hashes, and what goes wrong with it."""
+    from potstill.data import catalogue
+
+    found = catalogue.card(name, split, catalogue.load(name, split))
+    as_json = format is Format.json
+    print(json.dumps(found, indent=2, ensure_ascii=False) + "\n" if as_json else catalogue.card_text(found), end="")
+
+
+@app.command(
+    "inspect",
+    epilog="Examples:\n\n`potstill data inspect rows.jsonl --model smollm2-135m-instruct`\n\n"
+    "`potstill data inspect dolly.jsonl --data-format dolly --model models/small --rows 5`",
+)
+def inspect(
+    file: Annotated[str, typer.Argument(help='Rows: .jsonl, .csv or .parquet, or "starter".')],
+    model: Annotated[str, typer.Option(help="Whose tokenizer and template are used.")] = "smollm2-135m-instruct",
+    data_format: LayoutOption = Layout.prompt_response,
+    template: FramingOption = Framing.auto,
+    rows: Annotated[int, typer.Option(min=1, help="How many, from the first.")] = 3,
+    format: FormatOption = Format.human,
+) -> None:
+    """Show rows as the model sees them: what the loss is about in green, the tokenizer's own marks in bold."""
+    from potstill.data.inspect import pieces
+    from potstill.data.prepare import prepare_all
+    from potstill.models.loading import load_tokenizer
+    from potstill.recipe import Data
+
+    if file != "starter" and not Path(file).exists():
+        raise ConfigError(f"there is no file {file}", 'name a .jsonl, .csv or .parquet file, or "starter"')
+    tokenizer = load_tokenizer(model)
+    config = Data.model_validate({"path": file, "format": data_format.value, "template": template.value})
+    found = [(row, list(pieces(row, tokenizer))) for row in prepare_all(config, tokenizer)[:rows]]
+    if format is Format.json:
+        print(json.dumps([{"id": row.example_id, "pieces": [vars(p) for p in some]} for row, some in found], indent=2))
+        return
+    for row, some in found:
+        _show(row, some)
+
+
+def _show(row: Any, some: list[Any]) -> None:
+    """One row in colour; the end of a line that is cut is said."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console, shown = Console(), Text()
+    for piece in some:
+        style = " ".join(["green" if piece.scored else "default", *(["bold"] if piece.special else [])])
+        shown.append(piece.text, style=style)
+    size = f"{len(row.prompt_ids)} tokens asked, {len(row.response_ids)} scored"
+    console.rule(f"{row.example_id}: {size}{', cut' if row.truncated else ''}", characters="-")
+    console.print(shown)
