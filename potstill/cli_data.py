@@ -11,6 +11,8 @@ import typer
 from potstill.cli_options import Format, FormatOption, Framing, FramingOption, Layout, LayoutOption
 from potstill.errors import ConfigError
 
+SHOWN_PAIRS = 5
+
 app = typer.Typer(no_args_is_help=True, help="Look at data before it is trained on.")
 
 
@@ -42,6 +44,30 @@ def card(
     found = catalogue.card(name, split, catalogue.load(name, split))
     as_json = format is Format.json
     print(json.dumps(found, indent=2, ensure_ascii=False) + "\n" if as_json else catalogue.card_text(found), end="")
+
+
+@app.command("audit", epilog="Example:\n\n`potstill data audit train.jsonl test.jsonl --format json`")
+def audit(
+    train: Annotated[Path, typer.Argument(help="Rows that are trained on.")],
+    test: Annotated[Path, typer.Argument(help="Rows that are measured on.")],
+    data_format: LayoutOption = Layout.prompt_response,
+    threshold: Annotated[float, typer.Option(min=0.01, max=1, help="Similarity of near duplicates.")] = 0.8,
+    format: FormatOption = Format.human,
+) -> None:
+    """Say what two files have in common: whole rows, runs of eight words, and rows that are nearly the same."""
+    from potstill.data.audit import audit as compared
+    from potstill.recipe import Data
+
+    found = compared(train, test, Data.model_validate({"format": data_format.value}), threshold=threshold)
+    if format is Format.json:
+        pairs = {"across": found.across, "within_train": found.within}
+        print(json.dumps(found.figures | {name: [vars(p) for p in some] for name, some in pairs.items()}, indent=2))
+        return
+    for name, value in found.figures.items():
+        print(f"{name:30} {value}")
+    for title, some in (("test and train", found.across), ("train and train", found.within)):
+        for pair in some[:SHOWN_PAIRS]:
+            print(f"{title}: {pair.one} and {pair.other}, {pair.similarity:.0%} alike")
 
 
 @app.command(

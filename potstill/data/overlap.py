@@ -40,5 +40,10 @@ def _shared(heldout: Sequence[Example], train: Sequence[Example], text_of: Calla
 
 def _runs(text: str) -> Iterator[int]:
     """Hashes of all runs of eight words."""
-    words = re.findall(r"[\w']+", text.lower())
-    return (hash(tuple(words[at : at + WORDS])) for at in range(len(words) - WORDS + 1))
+    said = words(text)
+    return (hash(tuple(said[at : at + WORDS])) for at in range(len(said) - WORDS + 1))
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, in lower case and without punctuation."""
+    return re.findall(r"[\w']+", text.lower())

@@ -1,0 +1,107 @@
+"""What two files have in common, and what one has twice: whole rows, runs of words, and rows that differ a little."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from potstill.data.examples import Example
+from potstill.data.formats import check_fields, example_of
+from potstill.data.overlap import overlap, words
+from potstill.data.quarantine import sift
+from potstill.data.reader import read_rows
+from potstill.recipe import Data
+
+SHINGLE = 3  # words in a row; a text of fewer is one shingle
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two rows that are nearly the same; ``similarity``: the share of their three-word runs that both have, 0 to 1."""
+
+    one: str
+    other: str
+    similarity: float
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Figures by name, and the pairs that some of them count: the most alike first."""
+
+    figures: dict[str, int | float]
+    across: tuple[Pair, ...]
+    within: tuple[Pair, ...]
+
+
+def audit(train: Path, test: Path, config: Data, *, threshold: float = 0.8) -> Audit:
+    """Compare the rows of two files, prompts and responses, each row's own words only.
+
+    Args:
+        config: how the rows are laid out. threshold: similarity from which two rows count as nearly the same.
+    Raises: DataError for a file that cannot be read as a whole; rows that cannot be used are counted.
+    """
+    check_fields(config)
+    sifted = [sift(read_rows(file), lambda row: example_of(row, config)) for file in (train, test)]
+    rows, asked = (part.examples for part in sifted)
+    across, within = near_duplicates(asked, rows, threshold), near_duplicates(rows, None, threshold)
+    figures: dict[str, int | float] = {
+        "train_rows": len(rows),
+        "test_rows": len(asked),
+        "unusable_rows": sum(len(part.bad) for part in sifted),
+        **overlap(asked, rows),
+        "test_rows_near_a_train_row": len({pair.one for pair in across}),
+        "train_rows_near_another": len({id for pair in within for id in (pair.one, pair.other)}),
+    }
+    return Audit(figures, across, within)
+
+
+def near_duplicates(
+    ones: Sequence[Example], others: Sequence[Example] | None = None, threshold: float = 0.8
+) -> tuple[Pair, ...]:
+    """All pairs whose similarity reaches the threshold, the most alike first; among ``ones`` where ``others`` is None.
+
+    Exact: two sets that are so alike must share one of their rarest members, so only those are looked up.
+
+    Args:
+        threshold: above 0 and at most 1.
+    Raises: ValueError for another threshold.
+    Source: Bayardo et al. 2007, Scaling Up All Pairs Similarity Search (prefix filtering).
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"a threshold of {threshold}: give one above 0 and at most 1")
+    left = [_shingles(example) for example in ones]
+    right = left if others is None else [_shingles(example) for example in others]
+    frequency = Counter(shingle for some in (left if others is None else [*left, *right]) for shingle in some)
+    known: dict[Hashable, list[int]] = defaultdict(list)
+    for at, shingles in enumerate(right):
+        for shingle in _rarest(shingles, frequency, threshold):
+            known[shingle].append(at)
+    names = ones if others is None else others
+    found = [
+        Pair(ones[one].id, names[other].id, similarity)
+        for one, shingles in enumerate(left)
+        for other in {other for shingle in _rarest(shingles, frequency, threshold) for other in known[shingle]}
+        if (others is not None or one < other) and (similarity := _jaccard(shingles, right[other])) >= threshold
+    ]
+    return tuple(sorted(found, key=lambda pair: (-pair.similarity, pair.one, pair.other)))
+
+
+def _shingles(example: Example) -> frozenset[Hashable]:
+    said = words(f"{example.own_words}\n{example.response}")
+    if len(said) < SHINGLE:
+        return frozenset([tuple(said)] if said else [])
+    return frozenset(tuple(said[at : at + SHINGLE]) for at in range(len(said) - SHINGLE + 1))
+
+
+def _rarest(shingles: frozenset[Hashable], frequency: Counter[Hashable], threshold: float) -> list[Hashable]:
+    """So many of a set's rarest members that a set without any of them cannot be alike enough."""
+    count = len(shingles) - math.ceil(threshold * len(shingles) - 1e-9) + 1
+    return sorted(shingles, key=lambda shingle: (frequency[shingle], repr(shingle)))[:count] if shingles else []
+
+
+def _jaccard(one: frozenset[Hashable], other: frozenset[Hashable]) -> float:
+    common = len(one & other)
+    return common / (len(one) + len(other) - common) if common else 0.0
