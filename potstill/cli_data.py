@@ -71,6 +71,43 @@ def audit(
 
 
 @app.command(
+    "prepare",
+    epilog="Examples:\n\n`potstill data prepare stories.txt --model models/big --out corpus`\n\n"
+    "`potstill data prepare part1.parquet part2.parquet --model gpt2 --out owt --valid-blocks 10000 --workers 8`",
+)
+def prepare(
+    files: Annotated[list[Path], typer.Argument(help="Documents: .txt (one a line), .jsonl, .csv or .parquet.")],
+    out: Annotated[Path, typer.Option(help="A folder that is not there yet.")],
+    model: Annotated[str, typer.Option(help="Whose tokenizer is used.")] = "smollm2-135m-instruct",
+    field: Annotated[str, typer.Option(help="The field or column of the text; not asked of .txt files.")] = "text",
+    block_size: Annotated[int, typer.Option(min=2, help="Tokens of a block.")] = 512,
+    blocks: Annotated[int | None, typer.Option(min=1, help="Train blocks at most.")] = None,
+    valid_blocks: Annotated[int, typer.Option(min=0, help="The first so many are for validation.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that tokenise; the result is the same.")] = 1,
+    format: FormatOption = Format.human,
+) -> None:
+    """Turn documents into blocks of tokens in a binary corpus (.bin/.idx) that opens in constant memory."""
+    from potstill.data.corpus import build_corpus
+    from potstill.models.loading import load_tokenizer
+
+    made = build_corpus(
+        files,
+        load_tokenizer(model),
+        out,
+        field=field,
+        block_size=block_size,
+        num_blocks=blocks,
+        dev_blocks=valid_blocks,
+        workers=workers,
+    )
+    if format is Format.json:
+        print(json.dumps(made, indent=2))
+    else:
+        print("\n".join(f"{name:20} {value}" for name, value in made.items() if not isinstance(value, dict | list)))
+        print(f"wrote {out}")
+
+
+@app.command(
     "inspect",
     epilog="Examples:\n\n`potstill data inspect rows.jsonl --model smollm2-135m-instruct`\n\n"
     "`potstill data inspect dolly.jsonl --data-format dolly --model models/small --rows 5`",

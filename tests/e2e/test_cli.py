@@ -368,3 +368,20 @@ def test_data_can_be_looked_at_before_it_is_trained_on(
     assert code == 0
     assert "published with 1,319 rows, so this is not the whole split" in out
     assert call("data", "card", "gsm9k", "test")[0] == 2
+
+
+def test_documents_become_a_corpus_that_opens(call: Run, workspace: Path) -> None:
+    from potstill.data.indexed import IndexedTokens
+
+    (workspace / "text.txt").write_text("The sky is blue.\nA goat ate the hat.\n" * 40)
+    asked = ("data", "prepare", "text.txt", "--model", "teacher", "--block-size", "16", "--valid-blocks", "2")
+    code, out, _ = call(*asked, "--out", "corpus", "--format", "json")
+    assert code == 0
+    made = json.loads(out)
+    train, valid = (IndexedTokens(workspace / "corpus", split) for split in ("train", "valid"))
+    assert (len(valid), len(train[0])) == (2, 16)
+    assert tiny.tokenizer().decode(valid[0].tolist()).startswith("The sky is blue.<end>A goat")
+    assert str(len(train)) in json.dumps(made)
+    code, _, err = call(*asked, "--out", "corpus")
+    assert code == 2
+    assert "Traceback" not in err
