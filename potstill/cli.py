@@ -151,6 +151,22 @@ def report(
     _print_run(runs.find(run), format)
 
 
+@app.command(epilog="Examples:\n\n`potstill compare first second`\n\n`potstill compare kd-1 gkd-1 --format json`")
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Names under runs/, or paths.")],
+    format: FormatOption = Format.human,
+) -> None:
+    """Put runs side by side, and say what in the table cannot be compared."""
+    from potstill import run as folders
+    from potstill.reporting import compare as comparing
+
+    found = comparing.compare([folders.find(name) for name in runs])
+    if format is Format.json:
+        print(json.dumps({"models": [asdict(line) for line in found.lines], "notes": found.notes}, indent=2))
+    else:
+        print(comparing.markdown(found))
+
+
 @app.command(
     epilog="Examples:\n\n`potstill doctor`\n\n"
     "`potstill doctor kd teacher=models/big student=models/small`  will these two work together?"
