@@ -3,15 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from potstill.evaluation.metrics.significance import Difference, holm, paired_bootstrap
 from potstill.evaluation.suites import SUITES
 from potstill.evaluation.suites.run import Result
 
 
+@dataclass(frozen=True)
+class Against:
+    """A model less the first one, item by item, on a suite's first figure; ``p_holm`` is right for all of them."""
+
+    suite: str
+    figure: str
+    model: str
+    first: str
+    difference: Difference
+    p_holm: float
+
+
 def markdown(results: Sequence[Result]) -> str:
-    """A table for each suite, below what it depends on."""
-    return "\n\n".join(_table(name, some) for name, some in _by_suite(results))
+    """A table for each suite, below what it depends on, and what of it is more than chance."""
+    tables = [_table(name, some) for name, some in _by_suite(results)]
+    compared = differences(results)
+    return "\n\n".join([*tables, *([_differences(compared)] if compared else [])])
+
+
+def differences(results: Sequence[Result]) -> list[Against]:
+    """Every model against the first, on the items that both answered; nothing for a suite that one model answered."""
+    found = [(name, *pair) for name, some in _by_suite(results) for pair in _pairs(some)]
+    adjusted = holm([difference.p for *_, difference in found])
+    return [
+        Against(name, figure, model, first, difference, p)
+        for (name, figure, model, first, difference), p in zip(found, adjusted, strict=True)
+    ]
+
+
+def _pairs(results: Sequence[Result]) -> Iterator[tuple[str, str, str, Difference]]:
+    first, *others = results
+    key = next((k for k in SUITES[first.suite].protocol.headline if isinstance(first.scores.get(k), dict)), None)
+    if key is None:
+        return
+    base = {row["id"]: row["scores"].get(key) for row in first.rows}
+    for other in others:
+        rows = [(row["scores"].get(key), base.get(row["id"])) for row in other.rows]
+        both = [(ours, theirs) for ours, theirs in rows if ours is not None and theirs is not None]
+        if both:
+            yield key, other.model, first.model, paired_bootstrap(*zip(*both, strict=True))
+
+
+def _differences(compared: Sequence[Against]) -> str:
+    """A table of differences: paired over items, 95% intervals, p after Holm's correction over the whole table."""
+    head = "| suite | figure | model | less | difference | p | p, Holm |"
+    lines = [
+        f"| {c.suite} | {c.figure.replace('_', ' ')} | {c.model} | {c.first} | {c.difference.mean:+.3g} "
+        f"[{c.difference.low:+.3g}, {c.difference.high:+.3g}] | {c.difference.p:.2g} | {c.p_holm:.2g} |"
+        for c in compared
+    ]
+    return "\n".join(["Differences, paired over items:", "", head, "|---" * 7 + "|", *lines])
 
 
 def _by_suite(results: Sequence[Result]) -> Iterator[tuple[str, list[Result]]]:

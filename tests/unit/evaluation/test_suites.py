@@ -23,7 +23,7 @@ from potstill.evaluation.suites.maths import Maths
 from potstill.evaluation.suites.run import evaluate_models, evaluate_suite
 from potstill.evaluation.suites.subject import Subject, open_subject
 from potstill.evaluation.suites.summaries import Summaries
-from potstill.reporting.suites import markdown
+from potstill.reporting.suites import differences, markdown
 from tests import tiny
 
 SHORT = Settings(max_prompt_tokens=60, max_new_tokens=6)
@@ -272,6 +272,29 @@ def test_models_and_suites_become_a_table(folder: Path, tmp_path: Path) -> None:
         for key in suites[0].protocol.headline:
             assert key.replace("_", " ") in shown
             assert key in results[0].scores
+
+
+def test_several_models_are_compared_item_by_item_with_the_first(tmp_path: Path) -> None:
+    """By hand: the second is right where the first is, and on six more of ten; of both suites two p are adjusted."""
+    results = []
+    for suite in ("classification", "maths"):
+        key = SUITES[suite].protocol.headline[0]
+        for model, right in (("one", 2), ("two", 8)):
+            folder = tmp_path / suite / model
+            folder.mkdir(parents=True)
+            rows = [{"id": str(at), "scores": {key: float(at < right)}} for at in range(10)]
+            (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            told = {"model": {"name": model}, "suite": suite, "settings": SHORT.told(), "num_items": 10}
+            scores = {key: {"mean": right / 10, "low": 0, "high": 1, "num": 10}, "num_shortened": 0, "seconds": 1.0}
+            results.append(running.Result(folder, told, scores))
+    first, second = differences(results)
+    assert (first.suite, first.model, first.first, second.suite) == ("classification", "two", "one", "maths")
+    assert first.difference.mean == pytest.approx(0.6)
+    assert 0.2 < first.difference.low < 0.6 < first.difference.high < 1
+    assert first.p_holm == pytest.approx(min(1.0, 2 * first.difference.p))
+    assert "| classification | accuracy likelihood | two | one | +0.6 " in markdown(results)
+    assert differences(results[:1]) == []
+    assert "Differences" not in markdown(results[:1])
 
 
 def test_a_limit_takes_the_first_items_and_other_seeds_replace_a_suites_own(tmp_path: Path) -> None:
