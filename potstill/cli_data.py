@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from potstill.cli_options import Format, FormatOption, Framing, FramingOption, Layout, LayoutOption
-from potstill.errors import ConfigError
 
 SHOWN_PAIRS = 5
 
@@ -113,7 +112,7 @@ def prepare(
     "`potstill data inspect dolly.jsonl --data-format dolly --model models/small --rows 5`",
 )
 def inspect(
-    file: Annotated[str, typer.Argument(help='Rows: .jsonl, .csv or .parquet, or "starter".')],
+    file: Annotated[str, typer.Argument(help='Rows: .jsonl, .csv or .parquet, a split as "cqa:train", or "starter".')],
     model: Annotated[str, typer.Option(help="Whose tokenizer and template are used.")] = "smollm2-135m-instruct",
     data_format: LayoutOption = Layout.prompt_response,
     template: FramingOption = Framing.auto,
@@ -126,8 +125,6 @@ def inspect(
     from potstill.models.loading import load_tokenizer
     from potstill.recipe import Data
 
-    if file != "starter" and not Path(file).exists():
-        raise ConfigError(f"there is no file {file}", 'name a .jsonl, .csv or .parquet file, or "starter"')
     tokenizer = load_tokenizer(model)
     config = Data.model_validate({"path": file, "format": data_format.value, "template": template.value})
     found = [(row, list(pieces(row, tokenizer))) for row in prepare_all(config, tokenizer)[:rows]]

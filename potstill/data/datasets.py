@@ -1,32 +1,61 @@
-"""Data by name: ``starter`` is the rows that come with potstill; anything else is a path."""
+"""Data by name: ``starter`` is potstill's own rows, ``cqa:train`` a split of a named data set; else it is a path."""
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
+from potstill.data.catalogue import DATASETS
 from potstill.errors import DataError
 from potstill.recipe import Data
 
 STARTER = "starter"
 NAMES = (STARTER,)
 _STARTER_FOLDER = Path(__file__).parent / "starter"
+_NAMED = re.compile(r"([a-z][a-z0-9_]+):([a-z0-9_]+)")
 
 
-def train_file(config: Data) -> Path:
-    """The file of the train rows. Raises: DataError where the starter rows were not installed."""
-    return _starter("train") if config.path == STARTER else Path(config.path).expanduser()
+@dataclass(frozen=True)
+class Named:
+    """A split of a named data set."""
+
+    name: str
+    split: str
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.split}"
 
 
-def heldout_file(config: Data) -> Path | None:
-    """The file of the held-out rows, or None where they are to be set aside from the train rows."""
+Place = Path | Named
+
+
+def train_place(config: Data) -> Place:
+    """Where the train rows are. Raises: DataError where there is no such name, or no starter rows."""
+    return _starter("train") if config.path == STARTER else _place(config.path)
+
+
+def heldout_place(config: Data) -> Place | None:
+    """Where the held-out rows are, or None where they are to be set aside from the train rows."""
     if config.heldout == STARTER or (config.heldout is None and config.path == STARTER):
         return _starter("heldout")
-    return Path(config.heldout).expanduser() if config.heldout is not None else None
+    return None if config.heldout is None else _place(config.heldout)
 
 
-def shown(file: Path) -> str:
-    """The file as a run folder names it: without the place where potstill is installed."""
-    return f"{STARTER}/{file.name}" if file.parent == _STARTER_FOLDER else str(file)
+def shown(place: Place) -> str:
+    """The place as a run folder names it: without the one where potstill is installed."""
+    if isinstance(place, Path) and place.parent == _STARTER_FOLDER:
+        return f"{STARTER}/{place.name}"
+    return str(place)
+
+
+def _place(text: str) -> Place:
+    found = _NAMED.fullmatch(text)
+    if found is None or Path(text).exists():
+        return Path(text).expanduser()
+    if found[1] not in DATASETS:
+        raise DataError(f"there is no data set {found[1]!r}", f"it is one of {', '.join(DATASETS)}, or name a file")
+    return Named(found[1], found[2])
 
 
 def _starter(split: str) -> Path:

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import file_digest
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
 from potstill.data import datasets
+from potstill.data.catalogue import DATASETS, load
+from potstill.data.datasets import Named, Place
 from potstill.data.examples import Example, Tokenised
 from potstill.data.formats import check_fields, example_of
 from potstill.data.overlap import overlap
 from potstill.data.quarantine import Sifted, judge, sift, write_quarantine
-from potstill.data.reader import read_rows
+from potstill.data.reader import EXCERPT_CHARS, BadRow, read_rows
 from potstill.data.splits import split
 from potstill.data.tokenise import Skip, Template, check_example, choose_template, tokenise
 from potstill.errors import DataError
@@ -39,9 +41,9 @@ class Prepared:
 
 @dataclass(frozen=True)
 class _Source:
-    """A file and its rows, sorted."""
+    """A file, or a split of a named data set, and its rows, sorted."""
 
-    file: Path
+    place: Place
     sha256: str
     rows: Sifted
 
@@ -66,10 +68,10 @@ def prepare(config: Data, tokenizer: Any, *, quarantine_file: Path | None = None
         quarantine_file: where bad rows are written, with their reasons; also when there are too many of them.
     Raises: DataError with a cause and a fix.
     """
-    template = choose_template(config, tokenizer)
-    train, heldout = datasets.train_file(config), datasets.heldout_file(config)
-    files = {"train": train} | ({"heldout": heldout} if heldout else {})
-    sources = _read(files, config, tokenizer, template, quarantine_file)
+    train, heldout = datasets.train_place(config), datasets.heldout_place(config)
+    template = _template(config, tokenizer, train)
+    places = {"train": train} | ({"heldout": heldout} if heldout else {})
+    sources = _read(places, config, tokenizer, template, quarantine_file)
     splits = split(sources["train"].rows.examples, sources["heldout"].rows.examples if heldout else None, config)
     parts = {
         name: _part(name, getattr(splits, name), config, tokenizer, template)
@@ -84,22 +86,29 @@ def prepare_all(config: Data, tokenizer: Any) -> tuple[Tokenised, ...]:
 
     For measuring a model outside a run. Raises: DataError as ``prepare`` does.
     """
-    template = choose_template(config, tokenizer)
-    file = datasets.heldout_file(config) or datasets.train_file(config)
-    source = _read({"heldout": file}, config, tokenizer, template)["heldout"]
+    place = datasets.heldout_place(config) or datasets.train_place(config)
+    template = _template(config, tokenizer, place)
+    source = _read({"heldout": place}, config, tokenizer, template)["heldout"]
     return _part("usable", source.rows.examples, config, tokenizer, template).tokenised
 
 
+def _template(config: Data, tokenizer: Any, place: Place) -> Template:
+    """The template that is asked for; auto is none for a data set whose prompts are framed already."""
+    if isinstance(place, Named) and DATASETS[place.name].framed and config.template == "auto":
+        return "none"
+    return choose_template(config, tokenizer)
+
+
 def _read(
-    files: dict[str, Path], config: Data, tokenizer: Any, template: Template, quarantine_file: Path | None = None
+    places: dict[str, Place], config: Data, tokenizer: Any, template: Template, quarantine_file: Path | None = None
 ) -> dict[str, _Source]:
     """The rows of each file, sorted; the bad ones are on disk before anything is refused because of them."""
     check_fields(config)
-    sources = {name: _source(file, config, tokenizer, template) for name, file in files.items()}
+    sources = {name: _source(place, config, tokenizer, template) for name, place in places.items()}
     if quarantine_file:
         write_quarantine(quarantine_file, [row for source in sources.values() for row in source.rows.bad])
     for source in sources.values():
-        judge(source.file, source.rows, config.max_bad_rows, quarantine_file)
+        judge(source.place, source.rows, config.max_bad_rows, quarantine_file)
     if len({source.sha256 for source in sources.values()}) < len(sources):
         raise DataError(
             f"data.heldout={config.heldout} holds the same rows as data.path={config.path}",
@@ -108,11 +117,26 @@ def _read(
     return sources
 
 
-def _source(file: Path, config: Data, tokenizer: Any, template: Template) -> _Source:
-    rows = read_rows(file, names=datasets.NAMES)
+def _source(place: Place, config: Data, tokenizer: Any, template: Template) -> _Source:
+    if isinstance(place, Named):
+        return _named_source(place, tokenizer, template)
+    rows = read_rows(place, names=datasets.NAMES)
     sifted = sift(rows, lambda row: check_example(example_of(row, config), tokenizer, template))
-    with open(file, "rb") as handle:
-        return _Source(file, file_digest(handle, "sha256").hexdigest(), sifted)
+    with open(place, "rb") as handle:
+        return _Source(place, file_digest(handle, "sha256").hexdigest(), sifted)
+
+
+def _named_source(place: Named, tokenizer: Any, template: Template) -> _Source:
+    """A split of a named data set. What cannot be trained on is a bad row; the hash is that of its files' hashes."""
+    loaded = load(place.name, place.split)
+    examples, bad = [], list(loaded.bad)
+    for item in loaded.items:
+        try:
+            examples.append(check_example(item.example(), tokenizer, template))
+        except ValueError as reason:  # Unusable is one
+            bad.append(BadRow(item.id, str(reason), item.prompt[:EXCERPT_CHARS]))
+    digest = sha256("".join(sorted(loaded.sha256.values())).encode()).hexdigest()
+    return _Source(place, digest, Sifted(tuple(examples), tuple(bad)))
 
 
 def _part(name: str, examples: Sequence[Example], config: Data, tokenizer: Any, template: Template) -> _Part:
@@ -173,7 +197,7 @@ def _counts(sources: dict[str, _Source], parts: dict[str, _Part], num_unused: in
 
 def _file_counts(source: _Source) -> dict[str, Any]:
     return {
-        "file": datasets.shown(source.file),
+        "file": datasets.shown(source.place),
         "sha256": source.sha256,
         "rows": source.rows.num_rows,
         "quarantined": len(source.rows.bad),

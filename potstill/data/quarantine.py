@@ -67,7 +67,7 @@ def write_quarantine(file: Path, bad: Sequence[BadRow]) -> None:
         file.unlink(missing_ok=True)  # one that an earlier attempt left would be untrue
 
 
-def judge(file: Path, sifted: Sifted, max_bad_rows: float, quarantine_file: Path | None = None) -> None:
+def judge(file: object, sifted: Sifted, max_bad_rows: float, quarantine_file: Path | None = None) -> None:
     """Raise DataError where a file has no usable row, or a share of bad rows above ``max_bad_rows``."""
     if not sifted.num_rows:
         raise DataError(f"{file} has no rows", "put rows in it, or set data.path to another file")

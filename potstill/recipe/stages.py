@@ -17,8 +17,8 @@ class Data(Section):
     """Rows of prompts and responses, and how they become tokens."""
 
     shorthand: ClassVar[str | None] = "path"
-    path: str = "starter"  # a .jsonl, .csv or .parquet file, or "starter": the rows that come with potstill
-    heldout: str | None = None  # a file of its own; where unset, heldout_fraction of the rows is set aside
+    path: str = "starter"  # a .jsonl, .csv or .parquet file, a named split as "cqa:train", or "starter": potstill's own
+    heldout: str | None = None  # likewise, of its own; where unset, heldout_fraction of the rows is set aside
     format: Literal["prompt_response", "dolly", "chat"] = "prompt_response"
     fields: dict[Literal["prompt", "response", "id"], str] = Field(default_factory=dict)  # our name: the file's name
     template: Literal["auto", "chat", "none"] = "auto"  # auto: the tokenizer's chat template where it has one

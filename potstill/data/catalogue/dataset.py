@@ -42,12 +42,14 @@ class Dataset:
             ``*``, and several files that belong together are joined by `` + ``.
         read: the items of one file in its order; a row that holds none is a BadRow with the reason.
         folders: places below the data root where its folder may be; by default its name.
+        framed: its prompts have a frame of their own, and so want no chat template.
     """
 
     card: Card
     splits: Mapping[str, tuple[str, ...]]
     read: Callable[[Path], Iterator[Item | BadRow]]
     folders: tuple[str, ...] = ()
+    framed: bool = False
 
     @property
     def places(self) -> tuple[str, ...]:

@@ -64,6 +64,7 @@ DOLLY = Dataset(
     ),
     {"train": ("train.jsonl",), "dev": ("dev.jsonl",), "valid": VALID, "raw": ("raw.jsonl",)},
     read,
+    framed=True,
 )
 SELF_INST = Dataset(
     Card(
@@ -77,6 +78,7 @@ SELF_INST = Dataset(
     ),
     {"valid": VALID},
     read,
+    framed=True,
 )
 VICUNA = Dataset(
     Card(
@@ -90,6 +92,7 @@ VICUNA = Dataset(
     ),
     {"valid": VALID},
     read,
+    framed=True,
 )
 SINST = Dataset(
     Card(
@@ -103,6 +106,7 @@ SINST = Dataset(
     ),
     {"valid": LONG},
     read,
+    framed=True,
 )
 UINST = Dataset(
     Card(
@@ -115,4 +119,5 @@ UINST = Dataset(
     ),
     {"valid": LONG},
     read,
+    framed=True,
 )
