@@ -36,10 +36,10 @@ args = parser.parse_args()
 # --- Data: prompt and response as token ids; the response ends in the end-of-sequence token ---------------------------
 
 tokenizer = AutoTokenizer.from_pretrained(args.teacher)
-rows = [json.loads(line) | {"at": f"{args.data.name}:{n}"} for n, line in enumerate(args.data.open(), 1)]
+rows = [json.loads(line) for line in args.data.open(encoding="utf-8")]
 
 # The 5% of rows with the smallest hash choose the best checkpoint in a real run, so they are not trained on.
-by_hash = sorted(rows, key=lambda row: hashlib.sha256(str(row.get("id", row["at"])).encode()).digest())
+by_hash = sorted(rows, key=lambda row: [hashlib.sha256(row[key].encode()).digest() for key in ("prompt", "response")])
 validation = by_hash[: max(1, round(0.05 * len(rows)))]
 examples = []
 for row in rows:

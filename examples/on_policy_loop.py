@@ -39,8 +39,8 @@ args = parser.parse_args()
 # --- Prompts: without the 5% of rows that choose the best checkpoint in a real run ------------------------------------
 
 tokenizer = AutoTokenizer.from_pretrained(args.student)
-rows = [json.loads(line) | {"at": f"{args.data.name}:{n}"} for n, line in enumerate(args.data.open(), 1)]
-by_hash = sorted(rows, key=lambda row: hashlib.sha256(str(row.get("id", row["at"])).encode()).digest())
+rows = [json.loads(line) for line in args.data.open(encoding="utf-8")]
+by_hash = sorted(rows, key=lambda row: [hashlib.sha256(row[key].encode()).digest() for key in ("prompt", "response")])
 validation = by_hash[: max(1, round(0.05 * len(rows)))]
 prompts = [tokenizer(row["prompt"]).input_ids for row in rows if row not in validation]
 

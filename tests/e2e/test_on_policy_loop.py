@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM
 
 from potstill.data.collate import collate
 from potstill.data.examples import Tokenised
+from potstill.data.prepare import prepare
 from potstill.models.families import Causal
-from potstill.recipe import Batching, LogitsSignal, Optimizer, ReverseKL, RolloutSource, Stream, Term
+from potstill.recipe import Batching, Data, LogitsSignal, Optimizer, ReverseKL, RolloutSource, Stream, Term
 from potstill.sources.source import Share
 from potstill.teachers.local import LocalTeacher
 from potstill.training import optim
@@ -124,6 +125,33 @@ def test_the_text_is_the_students_own(folder: Path) -> None:
         output = family(folder / "student").eval().output(batch)
     greedy = output.head(output.hidden[:, 0]).argmax(-1)
     assert (batch.response_ids[:, 0] != greedy).any()
+
+
+def test_it_is_drawn_at_temperature_1(folder: Path) -> None:
+    """Then the mean of -log q of what was written is the entropy, but for chance; colder draws are likelier ones."""
+    batch = collate(written(folder)[0], 0)  # the first step's, by the student as it was
+    with torch.no_grad():
+        output = family(folder / "student").eval().output(batch)
+        log_q = output.head(output.hidden[batch.response_mask]).log_softmax(-1)
+    surprise = -log_q.gather(-1, batch.response_ids[batch.response_mask][:, None])[:, 0]
+    entropy = -(log_q.exp() * log_q).sum(-1)
+    error = (surprise - entropy).std().item() / len(surprise) ** 0.5
+    assert abs((surprise - entropy).mean().item()) < 3 * error
+    cold = (2 * log_q).log_softmax(-1).exp()  # what temperature 0.5 would have drawn
+    assert ((cold * -log_q).sum(-1) - entropy).mean().item() < -3 * error
+
+
+def test_only_rows_that_potstill_trains_on_are_answered(folder: Path) -> None:
+    made = prepare(Data(path=str(folder / "rows.jsonl"), heldout=str(other_rows(folder))), tiny.tokenizer())
+    train = {row.prompt_ids for row in made.train}
+    assert {row.prompt_ids for step in written(folder) for row in step} == train
+    assert train.isdisjoint(row.prompt_ids for row in made.validation)
+
+
+def other_rows(folder: Path) -> Path:
+    file = folder / "other.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in tiny.rows(44)[40:]))
+    return file
 
 
 def test_the_teaching_copy_stays_short() -> None:
