@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from potstill.errors import ModelError
+from potstill.errors import ModelError, PotstillError
 from potstill.models import embedded
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -137,6 +137,8 @@ def _attempt(name: str, load: Any) -> Any:
     logging.disable_progress_bar()
     try:
         return load()
+    except PotstillError:  # the user stopped it: that is no fault of the model
+        raise
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "trust_remote_code" in str(error):

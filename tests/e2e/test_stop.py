@@ -163,7 +163,10 @@ def test_where_no_checkpoint_is_whole_the_run_is_not_started_again_in_silence(
 def test_a_best_checkpoint_that_was_damaged_is_not_exported(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from potstill.training import trainer
 
-    monkeypatch.setattr(trainer, "_better", lambda *_: False)  # the first validated step, 3, stays the best
+    def first(state: trainer.State, name: str, value: float, error: float) -> None:
+        state.best_step = state.best_step or state.step  # the first validated step, 3, stays the best
+
+    monkeypatch.setattr(trainer, "choose", first)
     run = interrupted(workspace, monkeypatch, at_step=7)
     file = run.checkpoints / "step-000003" / "student" / "model.safetensors"
     content = bytearray(file.read_bytes())

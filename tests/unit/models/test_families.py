@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from potstill.errors import ModelError
+from potstill.errors import ModelError, Stopped
 from potstill.models.families import Causal, check_projection, left_aligned
+from potstill.models.loading import load
 from tests import tiny
 
 LENGTHS = [(3, 9), (7, 1), (1, 14), (5, 6)]
@@ -78,3 +80,16 @@ def test_a_model_with_unknown_logits_is_refused() -> None:
     model.forward = scaled  # type: ignore[method-assign]
     with pytest.raises(ModelError, match=r"odd: its logits differ.*\n.*families.py"):
         check_projection(Causal(model), "odd")
+
+
+def test_a_stop_while_a_model_is_loaded_is_a_stop_and_no_broken_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    def stopping(*_: Any, **__: Any) -> Any:
+        raise Stopped("Ctrl-C outside training, with everything saved", exit_code=130)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", stopping)
+    with pytest.raises(Stopped):
+        load(str(tiny.save(tiny.llama(1), tmp_path / "m")))
