@@ -15,6 +15,7 @@ from potstill.errors import ConfigError, PotstillError, Stopped
 from potstill.evaluation import standalone
 from potstill.evaluation.suites import GROUPS, SUITES
 from potstill.evaluation.suites.run import Result, evaluate_models
+from potstill.models.devices import device_named
 from potstill.recipe import Recipe
 from potstill.recipes import METHODS
 from potstill.reporting.card import write_card
@@ -78,6 +79,7 @@ def evaluate_suites(
     out: str | Path = "evaluations",
     limit: int | None = None,
     seeds: Sequence[int] | None = None,
+    max_new_tokens: int | None = None,
     data: str | Path | None = None,
     device: str = "auto",
     allow_remote_code: bool = False,
@@ -90,6 +92,7 @@ def evaluate_suites(
         out: where results are kept: rows and figures, by what they depend on.
         limit: items of each split, from the first; all where None.
         seeds: of sampled answers, in the place of a suite's own; none for greedy answers only.
+        max_new_tokens: where an answer is cut, in the place of a suite's own.
         data: a file of your own, for suites without a data set.
         device: auto, cpu, cuda or mps.
         allow_remote_code: let models run Python that comes with them.
@@ -101,11 +104,11 @@ def evaluate_suites(
         raise ConfigError(f"there is no suite {unknown!r}", f"it is one of {', '.join([*SUITES, *GROUPS])}")
     return evaluate_models(
         [str(one.student if isinstance(one, Run) else _student_or_model(str(one))) for one in models],
-        [SUITES[name].with_seeds(seeds) for name in dict.fromkeys(names)],
+        [SUITES[name].changed(seeds, max_new_tokens) for name in dict.fromkeys(names)],
         root=Path(out),
         limit=limit,
         file=None if data is None else Path(data),
-        device=str(standalone.device_named(device)),
+        device=str(device_named(device)),
         allow_remote_code=allow_remote_code,
     )
 

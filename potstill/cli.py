@@ -76,6 +76,7 @@ def resume(
     "`potstill evaluate first --suite plain_text --data stories.txt`"
 )
 def evaluate(
+    ctx: typer.Context,
     models: Annotated[list[str], typer.Argument(metavar="MODEL|RUN...", help="Runs, folders, .gguf files or hub ids.")],
     data: Annotated[str | None, typer.Option(help="Rows of your own: .jsonl, .csv or .parquet.")] = None,
     suite: Annotated[list[str] | None, typer.Option(help="A data set and how it is asked; may be repeated.")] = None,
@@ -86,7 +87,7 @@ def evaluate(
     teacher: Annotated[str | None, typer.Option(help="A model to compare with.")] = None,
     max_examples: Annotated[int, typer.Option(min=1, help="Rows measured, from the first.")] = 500,
     generate_examples: Annotated[int, typer.Option(min=0, help="Rows answered, for Rouge-L.")] = 32,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Where an answer is cut.")] = 96,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Where an answer is cut.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     format: FormatOption = Format.human,
     allow_remote_code: RemoteCode = False,
@@ -94,19 +95,14 @@ def evaluate(
     """Measure models: on suites, or on rows of your own, of which all count as held-out."""
     from potstill import api
 
+    shared: dict[str, Any] = {"device": device, "allow_remote_code": allow_remote_code}
+    shared |= {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
     if suite:
-        results = api.evaluate_suites(
-            models,
-            suite,
-            out=out,
-            limit=limit,
-            seeds=seeds,
-            data=data,
-            device=device,
-            allow_remote_code=allow_remote_code,
-        )
+        _refuse(ctx, ("teacher", "data_format", "max_examples", "generate_examples"), "is not for suites")
+        results = api.evaluate_suites(models, suite, out=out, limit=limit, seeds=seeds, data=data, **shared)
         _print_suites(results, format)
         return
+    _refuse(ctx, ("limit", "seeds", "out"), "is for suites, and none is named")
     if data is None:
         raise ConfigError("there is nothing to measure on", "add --data FILE, or --suite NAME (see `potstill suites`)")
     for model in models:
@@ -117,11 +113,17 @@ def evaluate(
             teacher=teacher,
             max_examples=max_examples,
             generate_examples=generate_examples,
-            max_new_tokens=max_new_tokens,
-            device=device,
-            allow_remote_code=allow_remote_code,
+            **shared,
         )
         _print_figures(({"model": model} if len(models) > 1 else {}) | figures, format)
+
+
+def _refuse(ctx: typer.Context, names: tuple[str, ...], why: str) -> None:
+    """Refuse options that were given and would be passed over."""
+    for parameter in ctx.command.params:
+        source = ctx.get_parameter_source(parameter.name or "")
+        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
+            raise ConfigError(f"{parameter.opts[0]} {why}", "leave it out; --help has examples of both")
 
 
 @app.command(epilog="Example:\n\n`potstill suites`")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from potstill.data.prepare import prepare_all
 from potstill.evaluation.evaluator import measure
 from potstill.evaluation.generation import check_lengths, judge_answers
+from potstill.models.devices import device_named
 from potstill.models.families import Causal, check_projection
 from potstill.models.loading import load
 from potstill.recipe import Data, Evaluation
@@ -66,10 +65,3 @@ def evaluate(
         figures |= judge_answers(family, loaded.tokenizer, rows[:generate_examples], settings, seed)[0]
     figures["num_parameters"] = sum(p.numel() for p in loaded.model.parameters())
     return figures | {"size_on_disk_bytes": loaded.size_on_disk}
-
-
-def device_named(name: str) -> torch.device:
-    """The device of a name; auto is the best there is here."""
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")

@@ -78,6 +78,12 @@ def _transform(config: Any) -> Callable[[Tensor], Tensor] | None:
     return transform
 
 
+def positions_of(config: Any) -> int | None:
+    """How many tokens a model sees, by the config of its text; None where it sets no limit."""
+    found = getattr(config, "max_position_embeddings", None)
+    return int(found) if found and found > 0 else None
+
+
 def check_positions(config: Any, num_tokens: int, of: str) -> None:
     """Refuse text that is longer than a model sees, be its positions embedded or merely never learned.
 
@@ -86,8 +92,8 @@ def check_positions(config: Any, num_tokens: int, of: str) -> None:
         num_tokens: how long the text is. of: what it is, for the message.
     Raises: ModelError.
     """
-    limit = getattr(config, "max_position_embeddings", None)
-    if limit is not None and 0 < limit < num_tokens:
+    limit = positions_of(config)
+    if limit is not None and limit < num_tokens:
         raise ModelError(
             f"the model has {limit} positions, and {of} has {num_tokens} tokens",
             "lower data.max_prompt_tokens or data.max_response_tokens, or max_new_tokens of what writes",

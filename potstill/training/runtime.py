@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from potstill.errors import ConfigError
+from potstill.models.devices import device_named
 from potstill.models.loading import DTYPES
 
 BF16_MUST_GAIN = 1.2  # a smaller gain is not worth the lost digits
@@ -101,16 +101,12 @@ def stop() -> None:
 
 
 def _device(name: str, local_rank: int) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name == "cuda":
-        if not torch.cuda.is_available():
-            raise ConfigError("device is cuda, and torch sees no CUDA device", "use device=cpu, or device=auto")
-        torch.cuda.set_device(local_rank)
-        return torch.device("cuda", local_rank)
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("device is mps, and torch sees none", "use device=cpu, or device=auto")
-    return torch.device(name)
+    """This process's own device of that name."""
+    device = device_named(name)
+    if device.type != "cuda":
+        return device
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
 
 
 def faster_dtype(device: torch.device) -> str:

@@ -335,6 +335,10 @@ def test_models_are_asked_about_suites_and_answers_are_kept(call: Run, workspace
         (["--suite", "plain_text"], "add --data FILE"),
         (["--suite", "dolly", "--data", "rows.jsonl"], "has its own data set"),
         (["--suite", "gsm8k"], "download it from"),
+        (["--suite", "plain_text", "--data", "rows.jsonl", "--teacher", "teacher"], "--teacher is not for suites"),
+        (["--data", "rows.jsonl", "--limit", "3"], "--limit is for suites, and none is named"),
+        (["--data", "rows.jsonl", "--seed", "3"], "--seed is for suites, and none is named"),
+        (["--data", "rows.jsonl", "--device", "gpu"], "there is no device 'gpu'"),
     ],
 )
 def test_a_suite_that_cannot_be_asked_is_one_clear_message(

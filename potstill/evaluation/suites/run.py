@@ -120,7 +120,7 @@ def describe(identity: dict[str, str], suite: Suite, items: Sequence[Item]) -> d
         "dataset": suite.dataset,
         "splits": list(suite.splits),
         "protocol": f"{type(suite.protocol).__name__.lower()} {suite.protocol.version}",
-        "settings": suite.settings.told(),
+        "settings": asdict(suite.settings),
         "num_items": len(items),
         "items_sha256": sha256(text.encode()).hexdigest(),
     }

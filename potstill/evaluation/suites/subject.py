@@ -14,7 +14,7 @@ from potstill import weighting
 from potstill.data.examples import Example, Tokenised
 from potstill.data.tokenise import Template, choose_template, tokenise
 from potstill.errors import DataError, ModelError
-from potstill.models.families import Causal, check_projection, evaluating
+from potstill.models.families import Causal, check_projection, evaluating, positions_of
 from potstill.models.loading import load, local_source
 from potstill.recipe import Data
 from potstill.sampling.distributions import Decoding
@@ -43,7 +43,6 @@ class Subject:
     tokenizer: Any
     template: Template
     fingerprint: str
-    size_on_disk: int
     batch_size: int = 8
 
     def with_template(self, wanted: str) -> Subject:
@@ -67,11 +66,11 @@ class Subject:
 
     def room_for_prompt(self, wanted: int, max_new_tokens: int) -> int:
         """Tokens a prompt may have: as many as are wanted, or as the model's positions leave. Raises: ModelError."""
-        positions = getattr(self.family.model.config.get_text_config(), "max_position_embeddings", None)
-        room = wanted if not positions else min(wanted, positions - max_new_tokens)
+        positions = positions_of(self.family.model.config.get_text_config())
+        room = wanted if positions is None else min(wanted, positions - max_new_tokens)
         if room < 1:
             cause = f"{self.name} has {positions} positions, and {max_new_tokens} tokens are to be written"
-            raise ModelError(cause, "leave the suite out for this model")
+            raise ModelError(cause, "give a smaller --max-new-tokens, or leave the suite out for this model")
         return room
 
     def decoding(self, max_new_tokens: int, **settings: Any) -> Decoding:
@@ -128,7 +127,7 @@ def open_subject(
     family = Causal(loaded.model)
     check_projection(family, name)
     chosen = choose_template(Data(), loaded.tokenizer)
-    return Subject(name, family, loaded.tokenizer, chosen, fingerprint_of(name), loaded.size_on_disk, batch_size)
+    return Subject(name, family, loaded.tokenizer, chosen, fingerprint_of(name), batch_size)
 
 
 def fingerprint_of(name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypeAlias
 
 from potstill.data.catalogue.item import Item
@@ -30,9 +30,6 @@ class Settings:
     seeds: tuple[int, ...] = ()
     frame: str = "{prompt}"
     template: Literal["auto", "chat", "none"] = "auto"
-
-    def told(self) -> dict[str, Any]:
-        return asdict(self)
 
     def framed(self, items: Sequence[Item]) -> list[str]:
         """The prompts as models are asked them."""
@@ -68,11 +65,14 @@ class Suite:
     dataset: str | None = None
     splits: tuple[str, ...] = ()
 
-    def with_seeds(self, seeds: Sequence[int] | None) -> Suite:
-        """The suite with other seeds, where it samples at all; itself for None."""
-        if seeds is None or not self.settings.seeds:
-            return self
-        return replace(self, settings=replace(self.settings, seeds=tuple(seeds)))
+    def changed(self, seeds: Sequence[int] | None = None, max_new_tokens: int | None = None) -> Suite:
+        """The suite with other seeds, where it samples at all, and another length of answers; None keeps its own."""
+        settings = self.settings
+        if seeds is not None and settings.seeds:
+            settings = replace(settings, seeds=tuple(seeds))
+        if max_new_tokens is not None:
+            settings = replace(settings, max_new_tokens=max_new_tokens)
+        return replace(self, settings=settings)
 
 
 def row_of(item: Item, prompt: str, predictions: dict[str, Any], scores: Mapping[str, float | None]) -> Row:

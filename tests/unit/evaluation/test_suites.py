@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -284,7 +284,7 @@ def test_several_models_are_compared_item_by_item_with_the_first(tmp_path: Path)
             folder.mkdir(parents=True)
             rows = [{"id": str(at), "scores": {key: float(at < right)}} for at in range(10)]
             (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-            told = {"model": {"name": model}, "suite": suite, "settings": SHORT.told(), "num_items": 10}
+            told = {"model": {"name": model}, "suite": suite, "settings": asdict(SHORT), "num_items": 10}
             scores = {key: {"mean": right / 10, "low": 0, "high": 1, "num": 10}, "num_shortened": 0, "seconds": 1.0}
             results.append(running.Result(folder, told, scores))
     first, second = differences(results)
@@ -302,8 +302,9 @@ def test_a_limit_takes_the_first_items_and_other_seeds_replace_a_suites_own(tmp_
     assert [item.prompt for item in items_of(SUITES["classification"], limit=3, file=file)] == [
         item.prompt for item in ITEMS[:3]
     ]
-    assert SUITES["dolly"].with_seeds([7]).settings.seeds == (7,)
-    assert SUITES["svamp"].with_seeds([7]) is SUITES["svamp"]
+    assert SUITES["dolly"].changed([7]).settings == replace(SUITES["dolly"].settings, seeds=(7,))
+    assert SUITES["svamp"].changed([7]) == SUITES["svamp"].changed() == SUITES["svamp"]
+    assert SUITES["svamp"].changed(max_new_tokens=9).settings.max_new_tokens == 9
 
 
 def test_what_cannot_be_asked_is_refused_with_the_way_out(tmp_path: Path) -> None:
