@@ -9,8 +9,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from paired import holm, sign_test, t_interval, t_test
+from paired import t_interval, t_test, wins_by_chance
 from ruamel.yaml import YAML
+
+from potstill.evaluation.metrics.significance import holm
 
 Figures = Mapping[str, Mapping[int, Mapping[str, float]]]  # of one teacher: method, training seed, metric
 
@@ -88,7 +90,7 @@ class Outcome:
 
     @property
     def sign_p(self) -> float:
-        return sign_test(self.signed) if self.values else math.nan
+        return wins_by_chance(self.signed) if self.values else math.nan
 
     @property
     def holds(self) -> bool:

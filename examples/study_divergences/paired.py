@@ -1,4 +1,4 @@
-"""Statistics of a few paired differences: the exact sign test, the t interval and Holm's correction."""
+"""Statistics of a few paired differences: the exact sign test, and the t interval and test."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
+from potstill.evaluation.metrics.significance import sign_test
 
-def sign_test(differences: Sequence[float]) -> float:
+
+def wins_by_chance(differences: Sequence[float]) -> float:
     """One-sided p of so many differences above 0, or more, if either sign were equally likely; 0 is not above."""
-    wins, count = sum(value > 0 for value in differences), len(differences)
-    return sum(math.comb(count, k) for k in range(wins, count + 1)) / 2**count
+    return sign_test(sum(value > 0 for value in differences), len(differences))
 
 
 def t_interval(differences: Sequence[float], level: float = 0.95) -> tuple[float, float]:
@@ -56,13 +57,3 @@ def t_quantile(level: float, freedom: int) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if t_within(middle, freedom) < level else (low, middle)
     return high
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values, in the order given: each is right for the whole family. nan counts as 1."""
-    values = [1.0 if math.isnan(p) else p for p in p_values]
-    adjusted, largest = [0.0] * len(values), 0.0
-    for rank, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
-        largest = max(largest, min(1.0, (len(values) - rank) * values[index]))
-        adjusted[index] = largest
-    return adjusted
