@@ -107,17 +107,6 @@ def suggested_max_new_tokens(lengths: Sequence[int], share: float = 0.95) -> int
     return sorted(lengths)[math.ceil(share * len(lengths)) - 1]
 
 
-def lead(article: str, sentences: int = 3) -> str:
-    """An article's first sentences, which is hard to beat on news. They end at . ! or ? before a space, also "Mr. "."""
-    text, at = article.strip(), 0
-    for _ in range(sentences):
-        ends = [found for mark in ".!?" if (found := text.find(f"{mark} ", at)) >= 0]
-        if not ends:
-            return text
-        at = min(ends) + 1
-    return text[:at]
-
-
 def _texts(row: dict[str, Any]) -> Iterator[bool]:
     return (isinstance(row.get(key), str) and bool(row[key].strip()) for key in ("id", "article", "highlights"))
 

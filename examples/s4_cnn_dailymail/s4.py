@@ -20,7 +20,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve each other
 
-from articles import lead, read_articles, suggested_max_new_tokens, told, window_of, write_rows
+from articles import read_articles, suggested_max_new_tokens, told, window_of, write_rows
 from dry_run import show
 from scores import write_results
 from steps import STEPS, STUDENT, TEACHER, held_out, overrides_of, parameters, recipe_of, run_step, small, tiny
@@ -28,6 +28,7 @@ from summaries import greedy_summaries, write_predictions
 
 from potstill.data.prepare import prepare_all
 from potstill.errors import PotstillError, Stopped
+from potstill.evaluation.metrics.summaries import lead
 from potstill.models.loading import load_tokenizer
 from potstill.recipe import Data, Evaluation
 from potstill.run import read_jsonl, write_text

@@ -9,15 +9,15 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from matplotlib.figure import Figure
 from summaries import SCORES
 
+from potstill.evaluation.metrics.significance import RESAMPLES, bootstrap_interval
 from potstill.run import read_jsonl, write_text
 
 HEADINGS = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 HELD_OUT = {"forward_kl_nats": "forward KL, nats", "perplexity": "perplexity"}
-RESAMPLES = 2000
 Lines = Sequence[Mapping[str, Any]]
 
 
@@ -45,22 +45,19 @@ def write_results(
 def summarised(lines: Mapping[str, Lines], against: str) -> dict[str, dict[str, Any]]:
     """Of each method the mean and 95% interval of every score and of its Rouge-L less that of ``against``, x 100;
     and ``words``, the mean length."""
-    count = len(lines[against])
-    # The same draws for all, so that a difference is of the same articles.
-    draws = np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
     baseline = _values(lines[against], "rougeL")
     return {
-        name: {score: interval(_values(rows, score), draws) for score in SCORES}
-        | {"difference": interval(_values(rows, "rougeL") - baseline, draws)}
+        name: {score: interval(_values(rows, score)) for score in SCORES}
+        | {"difference": interval(_values(rows, "rougeL") - baseline)}
         | {"words": fmean(len(row["prediction"].split()) for row in rows)}
         for name, rows in lines.items()
     }
 
 
-def interval(values: Float[np.ndarray, " article"], draws: Int[np.ndarray, "resample article"]) -> dict[str, float]:
-    """Mean and 95% percentile bootstrap interval over articles."""
-    low, high = np.quantile(values[draws].mean(1), [0.025, 0.975])
-    return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
+def interval(values: Float[np.ndarray, " article"]) -> dict[str, float]:
+    """Mean and 95% bootstrap interval over articles; the same articles are drawn for every method."""
+    low, high = bootstrap_interval(values)
+    return {"mean": float(values.mean()), "low": low, "high": high}
 
 
 def as_markdown(results: Mapping[str, Any]) -> str:

@@ -97,13 +97,11 @@ def test_rows_without_a_text_are_passed_over_and_counted(tmp_path: Path) -> None
     assert len(module("articles").read_articles(file, 1)[0]) == 1
 
 
-def test_the_suggested_length_and_the_lead() -> None:
+def test_the_suggested_length() -> None:
     articles = module("articles")
     assert articles.suggested_max_new_tokens(list(range(1, 101))) == 95
     assert articles.suggested_max_new_tokens([5, 900, 7]) == 900
     assert articles.suggested_max_new_tokens([3] * 19 + [90]) == 3
-    assert articles.lead("One is 1.5 here. Two? Three! Four.") == "One is 1.5 here. Two? Three!"
-    assert articles.lead("No end") == "No end"
 
 
 # --- The table --------------------------------------------------------------------------------------------------------
@@ -126,8 +124,7 @@ def test_differences_are_taken_article_by_article() -> None:
 def test_the_interval_is_that_of_a_mean() -> None:
     """Of 400 draws of a standard normal: half a width of 1.96 / 20."""
     values = np.random.default_rng(1).standard_normal(400)
-    draws = np.random.default_rng(2).integers(0, 400, (2000, 400))
-    found = module("scores").interval(values, draws)
+    found = module("scores").interval(values)
     assert found["mean"] == pytest.approx(values.mean())
     assert (found["high"] - found["low"]) / 2 == pytest.approx(1.96 * values.std() / 20, rel=0.1)
 
