@@ -9,7 +9,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from potstill import recipe_io, stages
+from potstill import recipe_io, run_models, stages
 from potstill import run as runs
 from potstill.errors import ConfigError, PotstillError, Stopped
 from potstill.evaluation import standalone
@@ -18,7 +18,11 @@ from potstill.evaluation.suites.run import Result, evaluate_models
 from potstill.models.devices import device_named
 from potstill.recipe import Recipe
 from potstill.recipes import METHODS
+from potstill.reporting import comparison
 from potstill.reporting.card import write_card
+from potstill.reporting.comparison import Comparison
+from potstill.reporting.comparison.gathered import entries
+from potstill.reporting.published import load_published
 from potstill.reporting.report import write_report
 from potstill.reporting.summary import summary
 from potstill.run import Run
@@ -63,13 +67,13 @@ def evaluate(model: str | Path | Run, *, data: str | Path, **settings: Any) -> d
     """Measure a model, or a run's student, on rows of prompts and responses.
 
     Args:
-        model: anything ``teacher`` may name in a recipe, or a run.
+        model: anything ``teacher`` may name in a recipe; a run, or "run:teacher", "run:untouched", "run:sft".
         data: a .jsonl, .csv or .parquet file, or "starter".
         settings: see ``potstill.evaluation.standalone.evaluate``.
     Returns: the figures by name, as in a run's ``eval/*.json``.
     """
-    name = str(model.student if isinstance(model, Run) else _student_or_model(str(model)))
-    return standalone.evaluate(name, data=str(data), **settings)
+    remote = bool(settings.get("allow_remote_code"))
+    return standalone.evaluate(_named(model, remote), data=str(data), **settings)
 
 
 def evaluate_suites(
@@ -87,7 +91,8 @@ def evaluate_suites(
     """Ask models about data sets, or read what they answered before.
 
     Args:
-        models: anything ``teacher`` may name in a recipe, or runs, which stand for their students.
+        models: anything ``teacher`` may name in a recipe, or runs, which stand for their students; "run:teacher",
+            "run:untouched" and "run:sft" are the others of a run.
         suites: names, see ``potstill.evaluation.suites``; "minillm" is several.
         out: where results are kept: rows and figures, by what they depend on.
         limit: items of each split, from the first; all where None.
@@ -103,7 +108,7 @@ def evaluate_suites(
     if unknown := next((name for name in names if name not in SUITES), None):
         raise ConfigError(f"there is no suite {unknown!r}", f"it is one of {', '.join([*SUITES, *GROUPS])}")
     return evaluate_models(
-        [str(one.student if isinstance(one, Run) else _student_or_model(str(one))) for one in models],
+        [_named(one, allow_remote_code) for one in models],
         [SUITES[name].changed(seeds, max_new_tokens) for name in dict.fromkeys(names)],
         root=Path(out),
         limit=limit,
@@ -120,12 +125,67 @@ def report(run: str | Path | Run) -> dict[str, Any]:
     return summary(run)
 
 
-def _student_or_model(name: str) -> str | Path:
-    """A run's student where ``name`` is a run, otherwise the name itself."""
-    try:
-        return runs.find(name).student
-    except ConfigError:
-        return name
+def compare(
+    names: Sequence[str | Path | Run],
+    *,
+    suites: Sequence[str] = (),
+    baseline: str | None = None,
+    published: str | None = None,
+    page: str | Path | None = None,
+    allow_remote_code: bool = False,
+    **asked: Any,
+) -> Comparison:
+    """Put runs side by side: teachers, untouched students, fine-tuned baselines and students.
+
+    Args:
+        names: runs, by name or path.
+        suites: what all their models are asked, those that have not been; see ``evaluate_suites``.
+        baseline: the model that the others are set against, by its name in the table.
+        published: a file of published figures, or the name of those that come with potstill.
+        page: a file for the comparison as HTML.
+        asked: ``out``, ``limit``, ``seeds``, ``max_new_tokens``, ``data`` and ``device`` of ``evaluate_suites``.
+    Raises: ConfigError for a run that is not there, is named twice, or has measured nothing yet; DataError for
+        published figures that cannot be read.
+    """
+    found = [name if isinstance(name, Run) else runs.find(name) for name in names]
+    _check_runs(found)
+    figures = load_published(published) if published else ()
+    models = entries(found)
+    results = (
+        evaluate_suites([entry.key for entry in models], suites, allow_remote_code=allow_remote_code, **asked)
+        if suites
+        else []
+    )
+    each = len(results) // len(models)
+    compared = comparison.compare(
+        found,
+        {entry.key: results[at * each : (at + 1) * each] for at, entry in enumerate(models)} if suites else {},
+        baseline=baseline,
+        published=figures,
+    )
+    if page is not None:
+        from potstill.reporting.comparison.page import write_page  # draws, and so is slow to import
+
+        write_page(compared, Path(page), title=", ".join(run.name for run in found))
+    return compared
+
+
+def _check_runs(found: Sequence[Run]) -> None:
+    """Refuse runs that cannot stand in a table. Raises: ConfigError."""
+    seen: set[Path] = set()
+    for run in found:
+        if run.path.resolve() in seen:
+            raise ConfigError(f"{run.name} is named twice", "name each run once")
+        seen.add(run.path.resolve())
+        if not run.evaluations():
+            raise ConfigError(f"{run.name} has measured nothing yet", f"go on with `potstill resume {run.name}`")
+
+
+def _named(model: str | Path | Run, allow_remote_code: bool) -> str:
+    """A folder, file or hub id for what the user named."""
+    if isinstance(model, Run):
+        return run_models.model_of(model, "student")
+    return run_models.model_named(str(model), allow_remote_code=allow_remote_code)
 
 
 @contextmanager

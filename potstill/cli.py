@@ -153,20 +153,49 @@ def report(
     _print_run(runs.find(run), format)
 
 
-@app.command(epilog="Examples:\n\n`potstill compare first second`\n\n`potstill compare kd-1 gkd-1 --format json`")
+@app.command(
+    epilog="Examples:\n\n`potstill compare first second`\n\n"
+    "`potstill compare first second --suite dolly --suite anli_r1 --limit 100 --page compare.html`\n\n"
+    "`potstill compare sft-1 minillm-1 --suite dolly --baseline sft-1 published=minillm`"
+)
 def compare(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Names under runs/, or paths.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN... [published=FILE]", help="Names under runs/, or paths; figures of others."),
+    ],
+    suite: Annotated[list[str] | None, typer.Option(help="A suite that all models are asked; may be repeated.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Of a suite's items, of each split.")] = None,
+    seeds: Annotated[list[int] | None, typer.Option("--seed", help="Of a suite's sampled answers; repeatable.")] = None,
+    data: Annotated[str | None, typer.Option(help="Rows of your own, for a suite without a data set.")] = None,
+    out: Annotated[Path, typer.Option(help="Where results of suites are kept.")] = Path("evaluations"),
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Where an answer is cut.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="A model of the table that the others are set against.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Write the comparison as HTML, with the answers.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     format: FormatOption = Format.human,
+    allow_remote_code: RemoteCode = False,
 ) -> None:
-    """Put runs side by side, and say what in the table cannot be compared."""
-    from potstill import run as folders
-    from potstill.reporting import compare as comparing
+    """Put runs side by side: figures, what of them is more than chance, and what cannot be compared."""
+    from potstill import api
+    from potstill.reporting.comparison import markdown
 
-    found = comparing.compare([folders.find(name) for name in runs])
-    if format is Format.json:
-        print(json.dumps({"models": [asdict(line) for line in found.lines], "notes": found.notes}, indent=2))
-    else:
-        print(comparing.markdown(found))
+    named = [word.removeprefix("published=") for word in runs if word.startswith("published=")]
+    if len(named) > 1:
+        raise ConfigError("published= stands twice", "put the figures into one file, or use published=all")
+    asked: dict[str, Any] = {"limit": limit, "seeds": seeds, "data": data, "out": out, "max_new_tokens": max_new_tokens}
+    found = api.compare(
+        [word for word in runs if not word.startswith("published=")],
+        suites=suite or (),
+        baseline=baseline,
+        published=named[0] if named else None,
+        page=page,
+        allow_remote_code=allow_remote_code,
+        device=device,
+        **asked,
+    )
+    print(json.dumps(markdown.as_json(found), indent=2) if format is Format.json else markdown.markdown(found))
+    if page:
+        print(f"wrote {page}", file=sys.stderr)
 
 
 @app.command(

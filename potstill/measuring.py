@@ -2,38 +2,60 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from potstill.bench import Bench, say
 from potstill.data.examples import Tokenised
 from potstill.errors import ModelError
-from potstill.evaluation.evaluator import measure
+from potstill.evaluation.evaluator import examine
 from potstill.evaluation.exposure import Samples, draw_samples, panel, plain
 from potstill.evaluation.generation import judge_answers
 from potstill.models.families import Causal
+from potstill.run import write_text
 from potstill.sources.dataset import batches
 
 
 def evaluate(bench: Bench, label: str, family: Causal, size_on_disk: int) -> None:
-    """Measure one model on the held-out rows: one row of the table, and its answers."""
+    """Measure one model on the held-out rows: one row of the table, and what it is made of."""
     begun = time.perf_counter()
     settings = bench.recipe.stage.evaluation
     rows = bench.data.heldout[: settings.max_examples]
     say(f"measuring {label.replace('_', ' ')} on {len(rows)} held-out examples")
     with bench.runtime.autocast():
-        figures = measure(family, bench.examiner, batches(rows, settings.batch_size, bench.tokenizer.eos_token_id))
+        measured = examine(family, bench.examiner, batches(rows, settings.batch_size, bench.tokenizer.eos_token_id))
         answered = rows[: settings.generate_examples]
-        judged, answers = judge_answers(family, bench.tokenizer, answered, settings, bench.recipe.seed)
+        judged, answers, rouge = judge_answers(family, bench.tokenizer, answered, settings, bench.recipe.seed)
         try:
             bench.run.write(f"panel/{label}", _panel(bench, family, answered))
         except ModelError as error:  # a window too short to sample in: the other figures stand
             say(f"no figures on its own samples: {error}")
     size = {"num_parameters": sum(p.numel() for p in family.model.parameters()), "size_on_disk_bytes": size_on_disk}
-    bench.run.write(f"answers/{label}", answers)
-    bench.run.write(f"eval/{label}", figures | judged | size)
+    lines = _lines(rows, measured.of_each(), answers, rouge)
+    write_text(bench.run.rows_file(label), "".join(json.dumps(line) + "\n" for line in lines))
+    bench.run.write(f"eval/{label}", measured.figures() | judged | size)
     cost = bench.run.read("cost")
     bench.run.write("cost", cost | {"evaluation_s": cost.get("evaluation_s", 0) + time.perf_counter() - begun})
+
+
+def _lines(
+    rows: Sequence[Tokenised],
+    sums: Sequence[dict[str, float]],
+    answers: Sequence[dict[str, str]],
+    rouge: Sequence[dict[str, float]],
+) -> Iterator[dict[str, Any]]:
+    """A line for each held-out row, laid out as those of a suite are; the first rows were answered as well."""
+    for at, row in enumerate(rows):
+        answered = at < len(answers)
+        yield {
+            "id": row.example_id,
+            "input": row.prompt,
+            "references": [row.response],
+            "predictions": answers[at] if answered else {},
+            "scores": sums[at] | (rouge[at] if answered else {}),
+        }
 
 
 def _panel(bench: Bench, family: Causal, rows: Sequence[Tokenised]) -> dict[str, float]:

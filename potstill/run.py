@@ -7,6 +7,7 @@ runs/<name>/
   checkpoints/     step-000200/{student/, state/, MANIFEST.json}  best -> step-...
   student/         the result: a loadable model folder with its card
   eval/            teacher.json student_before.json student_after.json equal_time_sft.json
+                   and beside each .rows.jsonl: what was measured of each held-out row
   panel/           the same names: what each model is like on its own samples
   teacher_text/    what the teacher wrote to the training prompts, where a stream asks for it
   baseline/        the equal-time student: the same again inside
@@ -76,6 +77,13 @@ class Run:
 
     def eval_file(self, model: str) -> Path:
         return self.path / "eval" / f"{model}.json"
+
+    def rows_file(self, model: str) -> Path:
+        return self.path / "eval" / f"{model}.rows.jsonl"
+
+    def rows(self, model: str) -> list[dict[str, Any]]:
+        """What was measured of each held-out row: its text, what the model answered, its scores."""
+        return list(read_jsonl(self.rows_file(model)))
 
     def read(self, name: str) -> Any:
         """The content of ``<name>.json``, or an empty dict where the run has not come that far."""

@@ -10,7 +10,6 @@ import resource
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -189,6 +188,7 @@ def _add_cost(run: Run, prefix: str, state: State) -> None:
         "steps": state.step,
         "best_step": state.best_step,
         "tokens": state.tokens,
+        "teacher_tokens": state.teacher_tokens,
         "response_tokens": state.response_tokens,
     }
     unit = 1 if sys.platform == "darwin" else 1024
@@ -201,9 +201,9 @@ def _write_samples(bench: Bench) -> None:
     """samples.jsonl: what each model answered to the same prompts."""
     if not bench.runtime.is_main:
         return
-    answers: dict[str, Any] = {label: bench.run.read(f"answers/{label}") for label in MODELS}
+    measured = {label: rows for label in MODELS if (rows := bench.run.rows(label))}
     lines = []
     for index, row in enumerate(bench.data.heldout[: bench.recipe.stage.evaluation.generate_examples]):
-        outputs = {label: given[index] for label, given in answers.items() if given}
+        outputs = {label: rows[index]["predictions"] for label, rows in measured.items()}
         lines.append({"id": row.example_id, "prompt": row.prompt, "reference": row.response, "outputs": outputs})
     write_text(bench.run.samples_file, "".join(json.dumps(line) + "\n" for line in lines))

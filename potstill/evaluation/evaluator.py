@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from potstill.evaluation.metrics.statistics import mean_and_error
@@ -21,7 +21,27 @@ from potstill.types import Batch, Head, StudentOutput
 COMPARED = ("forward_kl_nats", "reverse_kl_nats", "top1_agreement", "acceptance_rate")
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Measured:
+    """Sums over the response tokens of each example: of its negative log-likelihood, then of COMPARED where there was a
+    teacher. ``outside``: of each position, where the model has such rows."""
+
+    sums: Float[Tensor, "example figure"]
+    counts: Int[Tensor, " example"]
+    outside: Float[Tensor, " pos"] | None
+
+    def figures(self) -> dict[str, float]:
+        """What ``measure`` returns."""
+        found = _summary(self.sums, self.counts, compared=self.sums.shape[1] > 1)
+        return found | ({} if self.outside is None else {"mass_outside": float(self.outside.double().mean())})
+
+    def of_each(self) -> list[dict[str, float]]:
+        """Of each example: ``tokens``, and the sums over them, in nats or tokens."""
+        names = ("nats", *COMPARED)[: self.sums.shape[1]]
+        rows = zip(self.counts.tolist(), self.sums.tolist(), strict=True)
+        return [{"tokens": count, **dict(zip(names, sums, strict=True))} for count, sums in rows]
+
+
 def measure(student: Causal, teacher: LocalTeacher | Remembering | None, batches: Iterable[Batch]) -> dict[str, float]:
     """Figures over all response tokens, each the mean over tokens.
 
@@ -34,6 +54,12 @@ def measure(student: Causal, teacher: LocalTeacher | Remembering | None, batches
         sum_v min(p_v, q_v)), ``perplexity`` of the text; standard errors over examples as ``<name>_stderr``; counts;
         and ``mass_outside``, the student's probability on rows beyond the compared vocabulary, where it has such rows.
     """
+    return examine(student, teacher, batches).figures()
+
+
+@torch.no_grad()
+def examine(student: Causal, teacher: LocalTeacher | Remembering | None, batches: Iterable[Batch]) -> Measured:
+    """The same of each example. Args: as for ``measure``."""
     device = student.model.device
     sums: list[Tensor] = []  # of each example: [figures]
     counts: list[Tensor] = []
@@ -54,8 +80,7 @@ def measure(student: Causal, teacher: LocalTeacher | Remembering | None, batches
                 outside.append(mass_outside(positions.hidden, output.head).cpu())
             sums.append(example_sums)
             counts.append(batch.response_mask.sum(1))
-    summary = _summary(torch.cat(sums), torch.cat(counts), compared=teacher is not None)
-    return summary | ({"mass_outside": float(torch.cat(outside).double().mean())} if outside else {})
+    return Measured(torch.cat(sums), torch.cat(counts), torch.cat(outside) if outside else None)
 
 
 def _figures(chunk: Chunk) -> Tensor:

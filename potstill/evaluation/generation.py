@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from potstill.data.examples import Tokenised
-from potstill.evaluation.metrics.rouge import rouge_l, rouge_l_scores
+from potstill.evaluation.metrics.rouge import rouge_l_scores
 from potstill.models.families import Causal, check_positions, evaluating
 from potstill.recipe import Evaluation
 from potstill.sampling.generate import generate
@@ -68,18 +68,16 @@ def answer(
 
 def judge_answers(
     family: Causal, tokenizer: Any, examples: Sequence[Tokenised], settings: Evaluation, seed: int
-) -> tuple[dict[str, float], list[dict[str, str]]]:
-    """Rouge-L and speed of greedy and of sampled answers, and the answers themselves."""
+) -> tuple[dict[str, float], list[dict[str, str]], list[dict[str, float]]]:
+    """Rouge-L and speed of greedy and of sampled answers; the answers themselves; Rouge-L of each."""
     greedy, tokens_per_s = answer(family, tokenizer, examples, settings, temperature=0, seed=seed)
     sampled, _ = answer(family, tokenizer, examples, settings, temperature=settings.sampling_temperature, seed=seed)
-    references = [example.response for example in examples]
-    figures = {
-        "rouge_l": rouge_l(greedy, references),
-        "rouge_l_sampled": rouge_l(sampled, references),
-        "tokens_per_s": tokens_per_s,
-        "num_generated_examples": len(examples),
-    }
-    return figures, [{"greedy": g, "sampled": s} for g, s in zip(greedy, sampled, strict=True)]
+    references = [[example.response] for example in examples]
+    scores = {"rouge_l": rouge_l_scores(greedy, references), "rouge_l_sampled": rouge_l_scores(sampled, references)}
+    figures = {name: fmean(values) if values else math.nan for name, values in scores.items()}
+    figures |= {"tokens_per_s": tokens_per_s, "num_generated_examples": len(examples)}
+    answers = [{"greedy": g, "sampled": s} for g, s in zip(greedy, sampled, strict=True)]
+    return figures, answers, [dict(zip(scores, values, strict=True)) for values in zip(*scores.values(), strict=True)]
 
 
 def greedy_rouge_l(

@@ -6,14 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from potstill.evaluation.metrics.significance import Difference, holm, paired_bootstrap
+from potstill.evaluation.metrics.significance import Difference, holm, paired_difference
 from potstill.evaluation.suites import SUITES
 from potstill.evaluation.suites.run import Result
+from potstill.evaluation.suites.suite import Weighed
 
 
 @dataclass(frozen=True)
 class Against:
-    """A model less the first one, item by item, on a suite's first figure; ``p_holm`` is right for all of them."""
+    """A model less the first one, item by item, on a suite's primary figure; ``p_holm`` is right for all of them."""
 
     suite: str
     figure: str
@@ -42,15 +43,21 @@ def differences(results: Sequence[Result]) -> list[Against]:
 
 def _pairs(results: Sequence[Result]) -> Iterator[tuple[str, str, str, Difference]]:
     first, *others = results
-    key = next((k for k in SUITES[first.suite].protocol.headline if isinstance(first.scores.get(k), dict)), None)
-    if key is None:
-        return
-    base = {row["id"]: row["scores"].get(key) for row in first.rows}
+    base = scores_of_each(first)
     for other in others:
-        rows = [(row["scores"].get(key), base.get(row["id"])) for row in other.rows]
-        both = [(ours, theirs) for ours, theirs in rows if ours is not None and theirs is not None]
+        ours = scores_of_each(other)
+        both = [(ours[id].value, base[id].value, base[id].weight) for id in ours if id in base]
         if both:
-            yield key, other.model, first.model, paired_bootstrap(*zip(*both, strict=True))
+            values, theirs, weights = zip(*both, strict=True)
+            difference = paired_difference(values, theirs, weights=weights)
+            yield SUITES[first.suite].protocol.primary, other.model, first.model, difference
+
+
+def scores_of_each(result: Result) -> dict[str, Weighed]:
+    """The suite's primary figure by item, without items of which it could not be computed."""
+    rows = result.rows
+    values = SUITES[result.suite].protocol.of_each(rows)
+    return {row["id"]: value for row, value in zip(rows, values, strict=True) if value is not None}
 
 
 def _differences(compared: Sequence[Against]) -> str:

@@ -36,14 +36,14 @@ def summary(run: Run) -> dict[str, Any]:
 
 
 def _figures(measured: dict[str, Any]) -> dict[str, Any]:
-    figures = {key: _finite(value) for key, value in measured.items()}
+    figures = {key: finite(value) for key, value in measured.items()}
     return {key: figures.pop(key, None) for key in FIGURES} | figures
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The value with every float that JSON cannot say as None."""
     if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_finite(inner) for inner in value]
+        return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -84,9 +84,10 @@ def teacher_text(
     seconds = before + time.perf_counter() - begun
     parts = [folder / f"part-{rank:05d}.jsonl" for rank in range(place.world_size)]
     written = {(line.id, line.sample): line for file in parts for line in _lines(file, key)}
-    kept, dropped = _sift([_answered(row, written[row.example_id, sample]) for row, sample in wanted], spec.filters)
+    answers = [written[row.example_id, sample] for row, sample in wanted]
+    kept, dropped = _sift([_answered(row, line) for (row, _), line in zip(wanted, answers, strict=True)], spec.filters)
     if place.rank == 0:
-        _write_card(folder, key, parts, len(wanted), dropped, kept, seconds)
+        _write_card(folder, key, parts, answers, dropped, kept, seconds)
     if not kept:
         reasons = ", ".join(f"{count} {name}" for name, count in dropped.items())
         raise DataError(
@@ -196,7 +197,7 @@ def _write_card(
     folder: Path,
     key: dict[str, Any],
     parts: Sequence[Path],
-    count: int,
+    written: Sequence[_Line],
     dropped: Counter[str],
     kept: Sequence[Tokenised],
     seconds: float,
@@ -208,7 +209,8 @@ def _write_card(
             hashes[part.name] = file_digest(handle, "sha256").hexdigest()
     card = {
         **key,
-        "responses": count,
+        "responses": len(written),
+        "written_tokens": sum(len(line.ids) for line in written),
         "dropped": dict(dropped),
         "kept": len(kept),
         "kept_response_tokens": sum(len(row.response_ids) for row in kept),

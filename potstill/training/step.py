@@ -32,14 +32,18 @@ class LiveStream:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step did, over all processes. ``values`` are in nats, by ``<stream>/<objective>``; ``selected`` is the
-    share of response tokens that a term was about, of terms that leave some out."""
+    """What one step did, over all processes.
+
+    ``values`` are in nats, by ``<stream>/<objective>``. ``teacher_tokens`` are those of batches that the teacher was asked
+    about; ``selected`` is the share of response tokens that a term was about, of terms that leave some out.
+    """
 
     loss: float
     values: dict[str, float]
     grad_norm: float
     response_tokens: int
     tokens: int
+    teacher_tokens: int
     selected: dict[str, float]
 
 
@@ -179,12 +183,18 @@ def _reduce(
         for term, value in zip(micro.stream.terms, term_values.tolist(), strict=True):
             own[term.key] = own.get(term.key, 0.0) + value
             coefficients[term.key] = term.coefficient(progress)
-    counts = [float(sum(micro.batch.num_response_tokens for micro in micro_batches))]
-    counts.append(float(sum(micro.batch.num_tokens for micro in micro_batches)))
-    *summed, response_tokens, tokens = runtime.sum([*own.values(), *counts])
-    by_term = dict(zip(own, summed, strict=True))
+    taught = [micro.batch.num_tokens for micro in micro_batches if micro.stream.spec.signal.name != "none"]
+    counts = [
+        float(sum(micro.batch.num_response_tokens for micro in micro_batches)),
+        float(sum(micro.batch.num_tokens for micro in micro_batches)),
+        float(sum(taught)),
+    ]
+    summed = runtime.sum([*own.values(), *counts])
+    by_term = dict(zip(own, summed, strict=False))
+    response_tokens, tokens, teacher_tokens = map(int, summed[len(own) :])
     loss = sum(coefficients[key] * value for key, value in by_term.items())
-    return StepResult(loss, by_term, float("nan"), int(response_tokens), int(tokens), _selected(micro_batches, runtime))
+    selected = _selected(micro_batches, runtime)
+    return StepResult(loss, by_term, float("nan"), response_tokens, tokens, teacher_tokens, selected)
 
 
 def _selected(micro_batches: Sequence[MicroBatch], runtime: Runtime) -> dict[str, float]:

@@ -35,6 +35,7 @@ class State:
     examples: int = 0
     response_tokens: int = 0
     tokens: int = 0
+    teacher_tokens: int = 0  # of the batches that the teacher was asked about
     seconds: float = 0.0  # of steps alone; validation and saving do not count
     best_step: int | None = None
     best_value: float | None = None
@@ -146,6 +147,7 @@ def _advance(state: State, result: StepResult, batch_size: int, seconds: float) 
     state.examples += batch_size
     state.response_tokens += result.response_tokens
     state.tokens += result.tokens
+    state.teacher_tokens += result.teacher_tokens
     state.seconds += seconds
 
 

@@ -55,6 +55,13 @@ def test_a_run_leaves_what_the_run_folder_promises(workspace: Path) -> None:
     assert table["teacher"]["top1_agreement"] == 1
     assert table["teacher"]["acceptance_rate"] == 1
     assert table["student_after"]["forward_kl_nats"] < 0.8 * table["student_before"]["forward_kl_nats"]
+    measured, rows = run.evaluations()["student_after"], run.rows("student_after")
+    tokens = sum(row["scores"]["tokens"] for row in rows)
+    assert tokens == measured["num_tokens"]
+    kl = sum(row["scores"]["forward_kl_nats"] for row in rows) / tokens
+    assert kl == pytest.approx(measured["forward_kl_nats"], rel=1e-9)
+    answered = [row for row in rows if row["predictions"]]
+    assert sum(row["scores"]["rouge_l"] for row in answered) / len(answered) == pytest.approx(measured["rouge_l"])
     assert table["student_after"]["num_parameters"] < table["teacher"]["num_parameters"]
 
     student = AutoModelForCausalLM.from_pretrained(run.student)
@@ -68,6 +75,8 @@ def test_a_run_leaves_what_the_run_folder_promises(workspace: Path) -> None:
     assert "validation/forward_kl_nats" in run.metrics()[0]
     cost = run.read("cost")
     assert cost["baseline_training_s"] >= cost["training_s"] > 0
+    assert cost["teacher_tokens"] == cost["tokens"] > cost["response_tokens"]  # its one stream asks the teacher
+    assert cost["baseline_teacher_tokens"] == 0
 
 
 def test_figures_of_the_report_are_those_of_the_exported_student(workspace: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 Response = Sequence[int]
@@ -28,13 +28,13 @@ def diversity(responses: Sequence[Response], stop_id: int) -> dict[str, float]:
     }
 
 
-def distinct_n(responses: Sequence[Response], n: int) -> float:
+def distinct_n(responses: Sequence[Sequence[Hashable]], n: int) -> float:
     """Share of all n-grams that are different ones, over all responses together; nan where there are no n-grams.
 
     It falls as there is more text: compare it only between equally many responses of about the same length.
 
     Args:
-        responses: token ids. n: tokens in a row, 1 or more.
+        responses: token ids, or words. n: of them in a row, 1 or more.
     Raises: ValueError if n < 1.
     Source: Li et al. 2016, arXiv:1510.03055, but divided by the number of n-grams, and not of tokens, so that it is 1
         where nothing is repeated.
@@ -83,7 +83,7 @@ def mean_length(responses: Sequence[Response]) -> float:
     return _mean([len(response) for response in responses])
 
 
-def _ngrams(response: Response, n: int) -> list[tuple[int, ...]]:
+def _ngrams(response: Sequence[Hashable], n: int) -> list[tuple[Hashable, ...]]:
     if n < 1:
         raise ValueError(f"n-grams of {n} tokens: give n of 1 or more")
     return [tuple(response[at : at + n]) for at in range(len(response) - n + 1)]

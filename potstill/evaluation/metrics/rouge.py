@@ -8,16 +8,6 @@ from typing import Any
 KINDS = ("rouge1", "rouge2", "rougeL")
 
 
-def rouge_l(responses: Sequence[str], references: Sequence[str]) -> float:
-    """Mean Rouge-L F-measure x 100, with stemming, of each response against its reference.
-
-    Source: Lin 2004, ROUGE; the implementation is the package rouge-score, which the field's tables use.
-    """
-    scorer = _scorer()
-    scores = [scorer.score(ref, res)["rougeL"].fmeasure for res, ref in zip(responses, references, strict=True)]
-    return 100 * sum(scores) / len(scores) if scores else float("nan")
-
-
 def rouge_l_scores(responses: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
     """Rouge-L F-measure x 100 of each response against the best of its references; see ``rouge_scores``."""
     return rouge_scores(responses, references, kinds=("rougeL",))["rougeL"]
@@ -47,7 +37,7 @@ def rouge_scores(
     return found
 
 
-def _scorer(kinds: Sequence[str] = ("rougeL",)) -> Any:
+def _scorer(kinds: Sequence[str]) -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer(list(kinds), use_stemmer=True)

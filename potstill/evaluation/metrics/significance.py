@@ -60,20 +60,30 @@ class GapClosed:
     note: str | None
 
 
-def bootstrap_interval(scores: Scores, *, level: float = 0.95, num_draws: int = RESAMPLES, seed: int = 0) -> Interval:
+def bootstrap_interval(
+    scores: Scores,
+    *,
+    weights: Scores | None = None,
+    level: float = 0.95,
+    num_draws: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
     """Percentile interval of the mean over examples; nan without examples, and a point for one.
 
     It is too narrow for few examples: of 3000 sets of normal scores the 95% interval covered the mean of 90% at 10
     examples a set, 93% at 30 and 94% at 100.
 
     Args:
-        scores: one of each example. level: share of the distribution within, both tails alike.
+        scores: one of each example.
+        weights: of the examples in the mean, the number of their tokens for instance; equal where None. They are drawn
+            with their examples, so the interval is that of a ratio.
+        level: share of the distribution within, both tails alike.
         num_draws: sets of examples drawn with replacement. seed: of the draws.
     Raises: ValueError where level is not between 0 and 1, or there are no draws.
     Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13.
     """
     values = _columns(scores)
-    return _percentiles(_resampled_means(values, num_draws, seed)[0], level)
+    return _percentiles(_resampled_means(values, num_draws, seed, weights)[0], level)
 
 
 def paired_bootstrap(
@@ -94,7 +104,23 @@ def paired_bootstrap(
     return Difference(seen, *_percentiles(means, level), _two_sided(means - seen, seen))
 
 
-def sign_flip_test(ours: Scores, theirs: Scores, *, num_draws: int = SIGN_FLIPS, seed: int = 0) -> float:
+def paired_difference(ours: Scores, theirs: Scores, *, weights: Scores | None = None, seed: int = 0) -> Difference:
+    """Mean of ours - theirs over examples, with its 95% bootstrap interval and the p of ``sign_flip_test``.
+
+    That p is right for few examples too, where the bootstrap's is too small: of four examples it is 0.125 or more.
+
+    Args: as for ``bootstrap_interval``.
+    Raises: ValueError where the models have different numbers of scores.
+    """
+    differences = (_columns(ours) - _columns(theirs, len(ours)))[0]
+    interval = bootstrap_interval(differences, weights=weights, seed=seed)
+    p = sign_flip_test(ours, theirs, weights=weights, seed=seed)
+    return Difference(_mean(differences, weights), *interval, p)
+
+
+def sign_flip_test(
+    ours: Scores, theirs: Scores, *, weights: Scores | None = None, num_draws: int = SIGN_FLIPS, seed: int = 0
+) -> float:
     """Two-sided p of the mean difference if each example's two scores were as likely the other way round.
 
     The approximate randomisation test for pairs; seen and drawn count 1 more each, so it is never 0. nan without
@@ -106,6 +132,9 @@ def sign_flip_test(ours: Scores, theirs: Scores, *, num_draws: int = SIGN_FLIPS,
     differences = (_columns(ours) - _columns(theirs, len(ours)))[0]
     if not len(differences):
         return math.nan
+    if weights is not None:
+        share = _weights(weights, len(differences))
+        differences = differences * share / share.mean()
 
     def flipped(random: np.random.Generator, count: int) -> Float[np.ndarray, " draw"]:
         signs = random.integers(0, 2, (count, len(differences)), dtype=np.int8) * 2.0 - 1
@@ -156,21 +185,23 @@ def gap_closed(
     untouched: Scores,
     teacher: Scores,
     *,
+    weights: Scores | None = None,
     level: float = 0.95,
     num_draws: int = RESAMPLES,
     seed: int = 0,
 ) -> GapClosed:
     """(student - untouched) / (teacher - untouched), of mean scores on the same examples, with its interval.
 
-    Examples are resampled for the three together. The share may be below 0 or above 1. Where the interval of the gap
-    has 0 in it, shares are of nothing sure and there is only a note. Draws without any gap are left out.
+    Examples are resampled for the three together, with their weights where they have some. The share may be below 0 or
+    above 1. Where the interval of the gap has 0 in it, shares are of nothing sure and there is only a note. Draws
+    without any gap are left out.
 
     Raises: ValueError where the models have different numbers of scores.
     """
     base = _columns(untouched)
     gains = np.concatenate([_columns(student, len(untouched)), _columns(teacher, len(untouched))]) - base
-    gained, gaps = _resampled_means(gains, num_draws, seed)
-    gain, gap = map(_mean, gains)
+    gained, gaps = _resampled_means(gains, num_draws, seed, weights)
+    gain, gap = (_mean(row, weights) for row in gains)
     around = _percentiles(gaps, level)
     share = gain / gap if gap else math.nan
     if around.low > 0 or around.high < 0:
@@ -190,17 +221,28 @@ def _columns(scores: Scores, count: int | None = None) -> Float[np.ndarray, "1 e
     return values[None]
 
 
+def _weights(weights: Scores, count: int) -> Float[np.ndarray, " example"]:
+    found = _columns(weights, count)[0]
+    if not (found > 0).all():
+        raise ValueError("a weight is not above 0: leave such an example out")
+    return found
+
+
 def _resampled_means(
-    values: Float[np.ndarray, "row example"], num_draws: int, seed: int
+    values: Float[np.ndarray, "row example"], num_draws: int, seed: int, weights: Scores | None = None
 ) -> Float[np.ndarray, "row draw"]:
     """Means over examples drawn with replacement, the same ones for every row; nan without examples."""
     count = values.shape[1]
     if not count:
         return np.full((len(values), num_draws), math.nan)
+    share = None if weights is None else _weights(weights, count)
 
     def means(random: np.random.Generator, draws: int) -> Float[np.ndarray, "row draw"]:
         chosen = random.integers(0, count, (draws, count))
-        return np.stack([row[chosen].mean(1) for row in values])
+        if share is None:
+            return np.stack([row[chosen].mean(1) for row in values])
+        drawn = share[chosen]
+        return np.stack([(row[chosen] * drawn).sum(1) / drawn.sum(1) for row in values])
 
     return np.concatenate(list(_drawn(means, count, num_draws, seed)), axis=1)
 
@@ -232,5 +274,7 @@ def _two_sided(null: Float[np.ndarray, " draw"], seen: float) -> float:
     return float((1 + (np.abs(null) >= nearly).sum()) / (1 + len(null)))
 
 
-def _mean(values: Float[np.ndarray, " example"]) -> float:
-    return float(values.mean()) if len(values) else math.nan
+def _mean(values: Float[np.ndarray, " example"], weights: Scores | None = None) -> float:
+    if not len(values):
+        return math.nan
+    return float(np.average(values, weights=None if weights is None else _weights(weights, len(values))))

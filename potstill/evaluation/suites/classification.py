@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,9 +16,9 @@ from potstill.evaluation.metrics.classification import (
     named_option,
     option_probabilities,
 )
-from potstill.evaluation.suites.scoring import by_group, mean_scores
+from potstill.evaluation.suites.scoring import by_group, mean_scores, weighed
 from potstill.evaluation.suites.subject import Subject
-from potstill.evaluation.suites.suite import Row, Scores, Settings, row_of
+from potstill.evaluation.suites.suite import Row, Scores, Settings, Weighed, row_of
 
 WAYS = ("likelihood", "normalised", "generated")
 
@@ -40,6 +40,8 @@ class Classification:
         "parse_failure_rate",
         "macro_f1_likelihood",
     )
+    primary = "accuracy_likelihood"
+    better: Literal["higher", "lower"] = "higher"
 
     def ask(self, subject: Subject, items: Sequence[Item], settings: Settings) -> list[Row]:
         prompts = settings.framed(items)
@@ -62,6 +64,9 @@ class Classification:
         if groups := by_group(rows, "accuracy_likelihood"):
             found["accuracy_likelihood_by_group"] = groups
         return found | _confusions(rows)
+
+    def of_each(self, rows: Sequence[Row]) -> list[Weighed | None]:
+        return weighed(rows, self.primary)
 
 
 def _options(item: Item) -> tuple[str, ...]:

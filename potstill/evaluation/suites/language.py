@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Literal
 
 from potstill.data.catalogue.item import Item
 from potstill.data.examples import Tokenised
 from potstill.evaluation.metrics.language import language_figures
 from potstill.evaluation.suites.subject import Subject
-from potstill.evaluation.suites.suite import Row, Scores, Settings, row_of
+from potstill.evaluation.suites.suite import Row, Scores, Settings, Weighed, row_of
 
 
 class Language:
@@ -21,6 +23,8 @@ class Language:
     version = 1
     shortens = False
     headline: tuple[str, ...] = ("perplexity", "bits_per_byte")
+    primary = "bits_per_byte"
+    better: Literal["higher", "lower"] = "lower"
 
     def ask(self, subject: Subject, items: Sequence[Item], settings: Settings) -> list[Row]:
         size = subject.room_for_prompt(settings.max_prompt_tokens, 1)  # one for the end that stands before
@@ -31,6 +35,11 @@ class Language:
     def scores(self, rows: Sequence[Row], settings: Settings) -> Scores:
         columns = ([row["scores"][name] for row in rows] for name in ("nats", "tokens", "bytes"))
         return dict(language_figures(*columns))
+
+    def of_each(self, rows: Sequence[Row]) -> list[Weighed | None]:
+        """Bits per byte of each document, which counts for as much as it has bytes."""
+        scores = [row["scores"] for row in rows]
+        return [Weighed(s["nats"] / math.log(2) / s["bytes"], s["bytes"]) if s["bytes"] else None for s in scores]
 
 
 def _windows(item: Item, subject: Subject, size: int) -> list[Tokenised]:

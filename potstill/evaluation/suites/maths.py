@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from potstill.data.catalogue.item import Item
 from potstill.errors import DataError
 from potstill.evaluation.metrics.arithmetic import evaluate, final_number, same_value
-from potstill.evaluation.suites.scoring import by_group, mean_scores
+from potstill.evaluation.suites.scoring import by_group, mean_scores, weighed
 from potstill.evaluation.suites.subject import Subject
-from potstill.evaluation.suites.suite import Row, Scores, Settings, row_of
+from potstill.evaluation.suites.suite import Row, Scores, Settings, Weighed, row_of
 
 
 class Maths:
@@ -21,6 +22,8 @@ class Maths:
     version = 1
     shortens = True
     headline: tuple[str, ...] = ("accuracy", "parse_failure_rate")
+    primary = "accuracy"
+    better: Literal["higher", "lower"] = "higher"
 
     def ask(self, subject: Subject, items: Sequence[Item], settings: Settings) -> list[Row]:
         prompts = settings.framed(items)
@@ -31,6 +34,9 @@ class Maths:
     def scores(self, rows: Sequence[Row], settings: Settings) -> Scores:
         groups = by_group(rows, "accuracy")
         return mean_scores(rows) | ({"accuracy_by_group": groups} if groups else {})
+
+    def of_each(self, rows: Sequence[Row]) -> list[Weighed | None]:
+        return weighed(rows, self.primary)
 
 
 def _row(item: Item, prompt: str, text: str) -> Row:

@@ -8,14 +8,24 @@ from typing import Any
 import numpy as np
 
 from potstill.evaluation.metrics.significance import bootstrap_interval
-from potstill.evaluation.suites.suite import Row, Scores
+from potstill.evaluation.suites.suite import Row, Scores, Weighed
 
 
 def mean_scores(rows: Sequence[Row]) -> Scores:
     """Every score of the rows as a mean with its 95% interval; rows without a value are left out of its mean, and
     counted by ``num``."""
     names = dict.fromkeys(name for row in rows for name in row["scores"])
-    return {name: interval([row["scores"].get(name) for row in rows]) for name in names}
+    return {name: interval(column(rows, name)) for name in names}
+
+
+def column(rows: Sequence[Row], name: str) -> list[float | None]:
+    """One score of every row."""
+    return [row["scores"].get(name) for row in rows]
+
+
+def weighed(rows: Sequence[Row], name: str) -> list[Weighed | None]:
+    """One score of every row, all of the same weight."""
+    return [None if value is None else Weighed(value) for value in column(rows, name)]
 
 
 def interval(values: Sequence[float | None]) -> dict[str, Any]:
@@ -32,4 +42,4 @@ def by_group(rows: Sequence[Row], name: str) -> dict[str, dict[str, Any]]:
     groups = sorted({row["group"] for row in rows} - {""})
     if len(groups) < 2:
         return {}
-    return {group: interval([row["scores"].get(name) for row in rows if row["group"] == group]) for group in groups}
+    return {group: interval(column([row for row in rows if row["group"] == group], name)) for group in groups}

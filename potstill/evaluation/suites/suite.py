@@ -5,13 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from potstill.data.catalogue.item import Item
 from potstill.evaluation.suites.subject import Subject
 
 Row: TypeAlias = dict[str, Any]  # a line of rows.jsonl: id, group, input, references, predictions, scores
 Scores: TypeAlias = dict[str, Any]  # a figure by its name; means with their intervals as {mean, low, high, num}
+
+
+class Weighed(NamedTuple):
+    """One example's figure, and what it counts for in the mean over examples."""
+
+    value: float
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -40,18 +47,24 @@ class SuiteProtocol(Protocol):
     """Asks and scores. ``version`` goes up when a change makes other figures, so that no old one is taken for new.
 
     ``shortens``: inputs over ``max_prompt_tokens`` lose their middle before they are asked. ``headline``: the figures
-    that a table shows, in order.
+    that a table shows, in order. ``primary``: the one that models are compared by, settled beforehand so that nobody
+    chooses it by how it came out, and ``better`` which way.
     """
 
     version: int
     shortens: bool
     headline: tuple[str, ...]
+    primary: str
+    better: Literal["higher", "lower"]
 
     def ask(self, subject: Subject, items: Sequence[Item], settings: Settings) -> list[Row]:
         """A row for each item, in order, with every figure of that item under ``scores``."""
 
     def scores(self, rows: Sequence[Row], settings: Settings) -> Scores:
         """The figures over all rows."""
+
+    def of_each(self, rows: Sequence[Row]) -> list[Weighed | None]:
+        """The primary figure of each row, so that its weighted mean is that of all; None where there is none."""
 
 
 @dataclass(frozen=True)

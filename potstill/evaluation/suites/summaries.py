@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from potstill.data.catalogue.item import Item
 from potstill.evaluation.metrics.rouge import rouge_scores
 from potstill.evaluation.metrics.summaries import lead, summary_figures
-from potstill.evaluation.suites.scoring import mean_scores
+from potstill.evaluation.suites.scoring import mean_scores, weighed
 from potstill.evaluation.suites.subject import Subject
-from potstill.evaluation.suites.suite import Row, Scores, Settings, row_of
+from potstill.evaluation.suites.suite import Row, Scores, Settings, Weighed, row_of
 
 
 class Summaries:
@@ -21,6 +22,8 @@ class Summaries:
     version = 1
     shortens = True
     headline: tuple[str, ...] = ("rouge1", "rouge2", "rougeL", "lead_3_rougeL", "words")
+    primary = "rougeL"
+    better: Literal["higher", "lower"] = "higher"
 
     def ask(self, subject: Subject, items: Sequence[Item], settings: Settings) -> list[Row]:
         prompts = settings.framed(items)
@@ -33,6 +36,9 @@ class Summaries:
 
     def scores(self, rows: Sequence[Row], settings: Settings) -> Scores:
         return mean_scores(rows)
+
+    def of_each(self, rows: Sequence[Row]) -> list[Weighed | None]:
+        return weighed(rows, self.primary)
 
 
 def _scores(item: Item, text: str) -> dict[str, float]:

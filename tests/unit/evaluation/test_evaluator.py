@@ -8,8 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from potstill.evaluation.evaluator import measure
-from potstill.evaluation.metrics.rouge import rouge_l
+from potstill.evaluation.evaluator import COMPARED, examine, measure
 from potstill.evaluation.metrics.statistics import mean_and_error
 from potstill.models.families import Causal
 from potstill.teachers.local import LocalTeacher, Remembering
@@ -90,11 +89,16 @@ def test_standard_error_is_over_examples() -> None:
     assert math.isnan(mean_and_error(means[:1], counts[:1])[1])
 
 
-def test_rouge_l_is_the_stemmed_f_measure_times_100() -> None:
-    assert rouge_l(["the cats sat"], ["the cat sat"]) == pytest.approx(100)
-    # longest common subsequence 2 of 4 and 2 of 3: F = 2 * 2 / (4 + 3)
-    assert rouge_l(["a dog ran home"], ["the dog went home"[4:]]) == pytest.approx(100 * 4 / 7)
-    assert math.isnan(rouge_l([], []))
+def test_the_sums_of_each_example_make_the_figures() -> None:
+    student, teacher = pair()
+    measured = examine(student, teacher, [tiny.batch(LENGTHS[:2]), tiny.batch(LENGTHS[2:], seed=1)])
+    each, figures = measured.of_each(), measured.figures()
+    assert [row["tokens"] for row in each] == [response for _, response in LENGTHS]
+    tokens = sum(row["tokens"] for row in each)
+    for name in COMPARED:
+        assert sum(row[name] for row in each) / tokens == pytest.approx(figures[name], rel=1e-12)
+    assert math.exp(sum(row["nats"] for row in each) / tokens) == pytest.approx(figures["perplexity"], rel=1e-12)
+    assert set(examine(student, None, [tiny.batch(LENGTHS)]).of_each()[0]) == {"tokens", "nats"}
 
 
 def test_probability_beyond_the_compared_vocabulary_is_measured() -> None:

@@ -16,6 +16,7 @@ from potstill.evaluation.metrics.significance import (
     holm,
     mcnemar,
     paired_bootstrap,
+    paired_difference,
     sign_flip_test,
     sign_test,
 )
@@ -234,3 +235,48 @@ def test_draws_without_a_gap_are_left_out_of_the_interval() -> None:
 def test_models_with_different_numbers_of_scores_are_refused(test: Callable[..., object]) -> None:
     with pytest.raises(ValueError, match=r"as many of each|zip"):
         test([1.0, 0.0], [1.0])
+
+
+# --- Weights: a mean over tokens of scores over examples --------------------------------------------------------------
+
+WEIGHTS = [1.0, 10.0, 2.0, 5.0]
+
+
+def test_a_constant_score_has_no_spread_whatever_its_examples_weigh() -> None:
+    assert bootstrap_interval([3.0] * 4, weights=WEIGHTS) == pytest.approx((3, 3))
+
+
+def test_the_weighted_interval_is_that_of_all_ratios_of_a_tiny_case() -> None:
+    chosen = [list(some) for some in itertools.product(range(4), repeat=4)]
+    score, weight = np.array(SMALL), np.array(WEIGHTS)
+    ratios = [np.average(score[some], weights=weight[some]) for some in chosen]
+    exact = np.quantile(ratios, [0.1, 0.9])
+    assert bootstrap_interval(SMALL, weights=WEIGHTS, level=0.8, num_draws=100_000) == pytest.approx(
+        tuple(exact), abs=0.1
+    )
+    assert tuple(exact) != pytest.approx(bootstrap_interval(SMALL, level=0.8, num_draws=100_000), abs=0.3)
+    assert bootstrap_interval(SMALL, weights=[7.0] * 4) == pytest.approx(bootstrap_interval(SMALL))
+
+
+def test_a_paired_difference_is_weighted_and_its_p_is_that_of_all_flips() -> None:
+    ours, theirs = [1.0, 2.0, 0.5, 4.0], [0.5, 1.0, 1.0, 1.0]
+    found = paired_difference(ours, theirs, weights=WEIGHTS)
+    gaps = np.subtract(ours, theirs)
+    assert found.mean == pytest.approx(np.average(gaps, weights=WEIGHTS))
+    assert (found.low, found.high) == bootstrap_interval(gaps, weights=WEIGHTS)
+    flips = [abs(np.dot(np.multiply(gaps, WEIGHTS), signs)) for signs in itertools.product([-1, 1], repeat=4)]
+    exact = np.mean(np.array(flips) >= abs(np.dot(gaps, WEIGHTS)) - 1e-9)
+    assert found.p == pytest.approx(exact, abs=0.015)
+    assert paired_difference([9.0, 8, 7, 9], [0.0] * 4).p >= 0.12  # of four examples nothing is surer
+
+
+def test_the_share_of_a_weighted_gap() -> None:
+    untouched, teacher = np.zeros(4), np.array([2.0, 4.0, 1.0, 3.0])
+    found = gap_closed(teacher / 4, untouched, teacher, weights=WEIGHTS)
+    assert (found.share, found.low, found.high) == pytest.approx((0.25, 0.25, 0.25))
+    assert found.gap == pytest.approx(np.average(teacher, weights=WEIGHTS))
+
+
+def test_a_weight_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        bootstrap_interval(SMALL, weights=[1, 0, 1, 1])

@@ -107,6 +107,7 @@ def test_the_card_tells_who_wrote_how_and_what_was_left_out(tmp_path: Path) -> N
     assert card["responses"] == len(ROWS) == len(kept) + sum(card["dropped"].values())
     assert card["kept"] == len(kept)
     assert card["kept_response_tokens"] == sum(len(row.response_ids) for row in kept)
+    assert card["written_tokens"] >= card["kept_response_tokens"]
     part = tmp_path / "part-00000.jsonl"
     assert card["files"] == {part.name: sha256(part.read_bytes()).hexdigest()}
     assert not any(row.truncated for row in kept)

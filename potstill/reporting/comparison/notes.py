@@ -1,0 +1,133 @@
+"""What in a comparison cannot be compared, and on which rows what was chosen: in plain sentences."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from potstill.evaluation.suites.run import Result
+from potstill.reporting import settings
+from potstill.reporting.comparison.table import Cost, Entry
+from potstill.reporting.formats import significant
+from potstill.run import Run
+
+MUCH = 1.2  # ratio of two costs from which they are not one budget
+ALWAYS = "one training each: intervals and p are over examples and say nothing of another seed"
+
+
+def notes(runs: Sequence[Run], entries: Sequence[Entry], results: Mapping[str, Sequence[Result]]) -> Iterator[str]:
+    """What is not the same in all runs, and what follows from it."""
+    facts: tuple[tuple[str, Callable[[Run], Any]], ...] = (
+        ("the held-out rows differ: no figure on one run's own can be set against another's", held_out),
+        ("the answers were written under other settings: Rouge-L cannot be compared", settings.measured_with),
+        ("the teachers differ: divergences and agreement are from different models", settings.teacher),
+        ("the data trained on differs", _trained_on),
+        ("the students began differently: compare what each gained, not where it ended", _began),
+    )
+    for what, fact in facts:
+        found = [fact(run) for run in runs]
+        if others := [run.name for run, value in zip(runs, found, strict=True) if value != found[0]]:
+            yield f"{what} ({', '.join(others)} from {runs[0].name})"
+    yield from _budgets([entry.cost for entry in entries if entry.cost])
+    if unfinished := [run.name for run in runs if "student_after" not in run.evaluations()]:
+        yield f"not finished: {', '.join(unfinished)}"
+    if old := [run.name for run in runs if run.evaluations() and not any(map(run.rows, run.evaluations()))]:
+        yield f"without figures of each held-out row, which older versions did not write: {', '.join(old)}"
+    yield from _asked_differently(results)
+    yield ALWAYS
+
+
+def _budgets(costs: Sequence[Cost]) -> Iterator[str]:
+    """Costs that are not one budget."""
+    seconds = [cost.training_s for cost in costs if cost.training_s]
+    if seconds and max(seconds) > MUCH * min(seconds):
+        least, most = (significant(some, 3) for some in (min(seconds), max(seconds)))
+        yield f"the trainings took from {least} to {most} s: none is at equal time"
+    for of, name in (("teacher_tokens", "the teacher was asked about"), ("student_tokens", "students were trained on")):
+        tokens = [count for cost in costs if (count := getattr(cost, of))]
+        if tokens and max(tokens) > MUCH * min(tokens):
+            yield f"{name} from {min(tokens):,} to {max(tokens):,} tokens"
+
+
+def _asked_differently(results: Mapping[str, Sequence[Result]]) -> Iterator[str]:
+    """Suites in which models were not asked quite the same."""
+    for name in dict.fromkeys(result.suite for some in results.values() for result in some):
+        own = [result for some in results.values() for result in some if result.suite == name]
+        if len({result.settings["items_sha256"] for result in own}) > 1:
+            yield f"{name}: the models were asked different items"
+        if len({json.dumps(result.settings["settings"], sort_keys=True) for result in own}) > 1:
+            yield f"{name}: the models were asked under different settings"
+        shortened = sorted({result.scores["num_shortened"] for result in own})
+        if len(shortened) > 1:
+            yield f"{name}: of some models {shortened[0]} inputs were shortened, of others {shortened[-1]}"
+
+
+# --- Hygiene ----------------------------------------------------------------------------------------------------------
+
+
+def hygiene(runs: Sequence[Run], results: Mapping[str, Sequence[Result]]) -> Iterator[str]:
+    """On which rows each checkpoint was chosen, and how often test rows have been looked at."""
+    chosen = sorted({settings.measured_with(run)["best_by"] or "an unknown figure" for run in runs})
+    yield (
+        f"Each student is the checkpoint that was best on the validation rows, by {' or '.join(chosen)}; its held-out "
+        "rows were measured once, after training, and chose nothing."
+    )
+    for run in runs:
+        if len(seen := looked_at(run)) > 1:
+            yield (
+                f"The held-out rows of {run.name} were measured in {len(seen)} runs of its folder. Whoever picks the "
+                "best of them by these figures has chosen on the test rows: confirm it on rows that no run has seen."
+            )
+            break
+    for name, count in _models_asked(results).items():
+        if count > 1:
+            yield f"{name}: {count} models have been asked these items so far, the teacher and the untouched included"
+
+
+def looked_at(run: Run) -> list[str]:
+    """Names of the runs beside it, itself included, that have measured a student on the same held-out rows."""
+    siblings = sorted(run.path.resolve().parent.iterdir()) if run.path.exists() else []
+    others = [Run(path) for path in siblings if not path.is_symlink() and (path / "recipe.yaml").is_file()]
+    own = held_out(run)[0]
+    return [other.name for other in others if "student_after" in other.evaluations() and held_out(other)[0] == own]
+
+
+def _models_asked(results: Mapping[str, Sequence[Result]]) -> dict[str, int]:
+    """How many models have answered the items of each suite, those of earlier commands included."""
+    found: dict[str, int] = {}
+    for result in (result for some in results.values() for result in some):
+        if result.suite not in found:
+            told = [_settings(file) for file in result.folder.parent.glob(f"{result.suite}-*/settings.json")]
+            same = [one for one in told if one.get("items_sha256") == result.settings["items_sha256"]]
+            found[result.suite] = len({one["model"]["fingerprint"] for one in same})
+    return found
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+# --- Facts of a run ---------------------------------------------------------------------------------------------------
+
+
+def held_out(run: Run) -> Any:
+    """What says which rows were held out: the files by content, how rows become tokens, and how many were measured."""
+    data = settings.stage(run).get("data")
+    rest = {k: v for k, v in data.items() if k not in ("path", "heldout")} if isinstance(data, dict) else data
+    files = run.read("data").get("files", {})
+    source = files.get("heldout") or files.get("train") or {}  # the file of its own, or the one it was taken from
+    measured = [run.evaluations().get("student_after", {}).get(key) for key in ("num_examples", "num_tokens")]
+    return source.get("sha256"), rest, measured
+
+
+def _trained_on(run: Run) -> Any:
+    train = run.read("data").get("files", {}).get("train", {})
+    return train.get("sha256") if isinstance(train, dict) else None
+
+
+def _began(run: Run) -> Any:
+    before = run.evaluations().get("student_before", {})
+    return [before.get(key) for key in ("perplexity", "num_parameters")]

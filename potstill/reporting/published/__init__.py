@@ -1,0 +1,10 @@
+"""Figures that others published, each with its source, to be shown beside ours."""
+
+from __future__ import annotations
+
+from potstill.reporting.published.beside import Beside, Ours, beside
+from potstill.reporting.published.loading import SHIPPED, load_published
+from potstill.reporting.published.schema import HOW_SURE, Published
+from potstill.reporting.published.table import markdown
+
+__all__ = ["HOW_SURE", "SHIPPED", "Beside", "Ours", "Published", "beside", "load_published", "markdown"]

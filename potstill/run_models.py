@@ -1,0 +1,98 @@
+"""The models of a run: ``first`` is its student; ``first:teacher``, ``first:untouched`` and ``first:sft`` the others.
+
+The untouched student of a run that cut it from a larger model is not kept; it is cut again, the same, when it is asked
+for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from potstill import assembly, recipe_io
+from potstill import run as runs
+from potstill.errors import ConfigError
+from potstill.models import pruning
+from potstill.models.loading import load
+from potstill.recipe import PrunedStudent, Stage
+from potstill.recipes import METHODS
+from potstill.run import Run, remove_folder
+
+PARTS = {
+    "teacher": "teacher",
+    "untouched": "student_before",
+    "student": "student_after",
+    "sft": "equal_time_sft",
+}  # and what the run folder calls them
+
+
+def model_named(name: str, *, allow_remote_code: bool = False) -> str:
+    """A folder, file or hub id for what the user named: a run's model where it is one, otherwise the name itself.
+
+    Raises: ConfigError for a part that the run does not have; ModelError where a student cannot be cut again.
+    """
+    if Path(name).exists() and not (Path(name) / "recipe.yaml").is_file():
+        return name
+    given, _, part = name.rpartition(":")
+    if given and (found := _run(given)):
+        return model_of(found, part, allow_remote_code=allow_remote_code)
+    found = _run(name)
+    return model_of(found, "student") if found else name
+
+
+def model_of(run: Run, part: str, *, allow_remote_code: bool = False) -> str:
+    """The model folder, file or hub id of a part of a run. Raises: as ``model_named`` does."""
+    if part not in PARTS:
+        raise ConfigError(f"{run.name} has no model {part!r}", f"it is one of {', '.join(PARTS)}")
+    stage = recipe_io.load(run.recipe_file, methods=METHODS).stage
+    match part:
+        case "teacher" if stage.teacher:
+            return _pinned_nowhere(stage.teacher.model, stage.teacher.revision)
+        case "untouched":
+            return _untouched(run, stage, allow_remote_code)
+        case "student" | "sft":
+            folder = run.student if part == "student" else run.baseline.student
+            if folder.is_dir():
+                return str(folder)
+    missing = {"teacher": "its recipe has none", "sft": "train with baseline=equal_time_sft"}
+    raise ConfigError(f"{run.name} has no {part}", missing.get(part, f"go on with `potstill resume {run.name}`"))
+
+
+def parts_of(run: Run) -> list[str]:
+    """The parts that are there, in the order of a table."""
+    there = run.evaluations()
+    return [part for part in ("teacher", "untouched", "sft", "student") if PARTS[part] in there]
+
+
+def _run(name: str) -> Run | None:
+    try:
+        return runs.find(name)
+    except ConfigError:
+        return None
+
+
+def _pinned_nowhere(model: str, revision: str | None) -> str:
+    """The model, unless the recipe pins a revision, which a name alone does not carry."""
+    if revision is not None:
+        raise ConfigError(f"{model} is pinned to revision {revision}", "download that revision, and name its folder")
+    return model
+
+
+def _untouched(run: Run, stage: Stage, allow_remote_code: bool) -> str:
+    """The student as it was before training: its source, or that cut as it was then."""
+    source, revision = assembly.source_of(stage)
+    if not isinstance(stage.student, PrunedStudent):
+        return _pinned_nowhere(source, revision)
+    folder = run.path / "untouched"
+    if folder.is_dir():
+        return str(folder)
+    made = run.read("student")
+    if "kept_layers" not in made:
+        raise ConfigError(f"{run.name} has not been begun", f"go on with `potstill resume {run.name}`")
+    loaded = load(source, revision=revision, allow_remote_code=allow_remote_code)
+    partial = run.path / ".untouched.partial"
+    remove_folder(partial)
+    cut = pruning.cut_layers(loaded.model, made["kept_layers"]).to(loaded.stored_dtype)
+    cut.save_pretrained(partial)
+    loaded.tokenizer.save_pretrained(partial)
+    partial.rename(folder)
+    return str(folder)

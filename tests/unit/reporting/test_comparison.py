@@ -1,0 +1,184 @@
+"""What stands in a comparison, and what it says cannot be compared."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from potstill.errors import ConfigError
+from potstill.reporting.comparison import compare, markdown
+from potstill.reporting.comparison.notes import ALWAYS, looked_at
+from potstill.reporting.comparison.table import Entry, Measure, tabulate
+from potstill.run import Run
+from tests.unit.reporting.fake_runs import EVALUATIONS, write_lines, write_run
+
+TEACHER, UNTOUCHED = Entry("a:teacher", "teacher", "teacher"), Entry("a:untouched", "untouched student", "untouched")
+SFT, STUDENT = Entry("a:sft", "a, equal-time SFT", "sft", "sft"), Entry("a:student", "a", "student", "kd")
+ENTRIES = (TEACHER, UNTOUCHED, SFT, STUDENT)
+ENDS = {entry.key: (UNTOUCHED.key, TEACHER.key) for entry in (SFT, STUDENT)}
+
+
+def measure(scores: dict[str, list[float]], **settings: Any) -> Measure:
+    by_example = {f"a:{role}": {str(at): v for at, v in enumerate(values)} for role, values in scores.items()}
+    return Measure("score", settings.pop("better", "higher"), by_example, between=ENDS, **settings)
+
+
+def two(tmp_path: Path) -> tuple[Run, Run]:
+    return write_run(tmp_path / "first"), write_run(tmp_path / "second")
+
+
+# --- The table --------------------------------------------------------------------------------------------------------
+
+
+def test_each_run_has_its_student_and_its_baseline_below_one_teacher(tmp_path: Path) -> None:
+    found = compare(two(tmp_path))
+    assert [entry.name for entry in found.table.entries] == [
+        "teacher",
+        "untouched student",
+        "first, equal-time SFT",
+        "first",
+        "second, equal-time SFT",
+        "second",
+    ]
+    assert found.table.baseline is found.table.entries[2]
+    assert [e.cost is None for e in found.table.entries] == [True, True, False, False, False, False]
+    shown = markdown.markdown(found)
+    assert shown.count("\n| first") == 2
+    json.dumps(markdown.as_json(found), allow_nan=False)
+
+
+def test_two_teachers_stand_apart_with_the_run_they_are_of(tmp_path: Path) -> None:
+    one, other = two(tmp_path)
+    other.recipe_file.write_text(other.recipe_file.read_text().replace("model: smollm2-135m-instruct", "model: other"))
+    names = [entry.name for entry in compare([one, other]).table.entries]
+    assert names[:2] == [f"teacher ({one.path})", f"teacher ({other.path})"]
+
+
+@pytest.mark.parametrize(("wanted", "index"), [("first", 3), ("second, equal-time SFT", 4), ("first:untouched", 1)])
+def test_the_baseline_is_the_one_that_is_named(tmp_path: Path, wanted: str, index: int) -> None:
+    table = compare(two(tmp_path), baseline=wanted).table
+    assert table.baseline is table.entries[index]
+
+
+def test_a_baseline_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compare(two(tmp_path), baseline="third")
+    assert "second, equal-time SFT" in str(caught.value)
+
+
+def test_weights_are_those_of_the_examples() -> None:
+    """A figure of tokens: the mean over all of them, with an interval that knows that examples differ in length."""
+    whole = measure({"student": [1.0, 3.0], "sft": [1.0, 1.0]}, weights={"0": 1.0, "1": 3.0})
+    cells = tabulate(ENTRIES, [whole], SFT).cells[0]
+    assert cells[STUDENT.key].mean == pytest.approx(2.5)
+    assert cells[SFT.key].interval == pytest.approx((1, 1))
+    assert cells[STUDENT.key].against.difference.mean == pytest.approx(1.5)
+
+
+def test_only_examples_that_all_were_asked_are_paired() -> None:
+    scores = {"teacher": [9.0, 9, 9], "untouched": [1.0, 1, 1], "student": [5.0, 5, 5, 100.0], "sft": [2.0, 2]}
+    cells = tabulate(ENTRIES, [measure(scores)], SFT).cells[0]
+    assert cells[STUDENT.key].num == 4
+    assert cells[STUDENT.key].gap.share == pytest.approx(0.5)
+    assert (cells[STUDENT.key].against.num, cells[STUDENT.key].against.difference.mean) == (2, pytest.approx(3))
+    apart = Measure("score", "higher", {STUDENT.key: {"x": 1.0}, SFT.key: {"y": 1.0}})
+    assert tabulate(ENTRIES, [apart], SFT).cells[0][STUDENT.key].against is None
+
+
+def test_p_is_corrected_over_the_whole_table_and_teachers_are_no_competitors() -> None:
+    better = [1.0] * 12
+    scores = {"teacher": better, "untouched": better, "student": better, "sft": [0.0] * 12}
+    table = tabulate(ENTRIES, [measure(scores)] * 2, SFT)
+    assert TEACHER.key in table.cells[0]
+    assert table.cells[0][TEACHER.key].against is None
+    for cells in table.cells:
+        against = cells[STUDENT.key].against
+        assert against.p_holm == pytest.approx(4 * against.difference.p)  # two models in two measures
+
+
+def test_units_are_shown() -> None:
+    assert measure({}, unit="perplexity").shown(math.log(20)) == pytest.approx(20)
+    assert measure({}, unit="percent").shown(0.25) == 25
+    assert measure({}).shown(0.25) == 0.25
+
+
+# --- What cannot be compared ------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_compared_is_said_with_whose_it_is(tmp_path: Path) -> None:
+    one, other = two(tmp_path)
+    data = one.read("data")
+    data["files"] = {"train": {"file": "rows.jsonl", "sha256": "a", "rows": 9}}
+    one.write("data", data)
+    changed = copy.deepcopy(data)
+    changed["files"]["train"]["sha256"] = "b"
+    other.write("data", changed)
+    notes = compare([one, other]).notes
+    assert any(note.startswith("the held-out rows differ") and "(second from first)" in note for note in notes)
+    assert any(note.startswith("the data trained on differs") for note in notes)
+    assert looked_at(one) == ["first"]
+
+
+def test_the_same_everything_leaves_only_what_is_always_so(tmp_path: Path) -> None:
+    runs = two(tmp_path)
+    for run in runs:
+        for part in EVALUATIONS:
+            write_lines(
+                run.rows_file(part),
+                [{"id": "1", "input": "", "references": [], "predictions": {}, "scores": {"tokens": 2}}],
+            )
+    assert compare(runs).notes == (ALWAYS,)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("max_new_tokens: 96", "max_new_tokens: 64", "Rouge-L cannot be compared"),
+        ("model: smollm2-135m-instruct", "model: another", "the teachers differ"),
+    ],
+)
+def test_other_settings_are_noticed(tmp_path: Path, old: str, new: str, said: str) -> None:
+    one, other = two(tmp_path)
+    text = other.recipe_file.read_text()
+    assert old in text
+    other.recipe_file.write_text(text.replace(old, new))
+    assert any(said in note for note in compare([one, other]).notes)
+
+
+def test_students_that_began_differently_and_budgets_that_differ_are_noticed(tmp_path: Path) -> None:
+    one = write_run(tmp_path / "first")
+    evaluations = copy.deepcopy(EVALUATIONS)
+    evaluations["student_before"]["perplexity"] = 7.0
+    other = write_run(tmp_path / "second", evaluations=evaluations)
+    cost = one.read("cost") | {"teacher_tokens": 1000, "tokens": 1000}
+    one.write("cost", cost)
+    other.write("cost", cost | {"training_s": 3 * cost["training_s"], "teacher_tokens": 3000})
+    notes = compare([one, other]).notes
+    assert any("the students began differently" in note for note in notes)
+    assert any("none is at equal time" in note for note in notes)
+    assert "the teacher was asked about from 1,000 to 3,000 tokens" in notes
+    assert not any("students were trained on" in note for note in notes)
+
+
+def test_a_run_that_is_not_finished_or_too_old_is_named(tmp_path: Path) -> None:
+    one = write_run(tmp_path / "first")
+    other = write_run(tmp_path / "second", evaluations={"teacher": EVALUATIONS["teacher"]})
+    found = compare([one, other])
+    assert any(note == "not finished: second" for note in found.notes)
+    assert any("older versions" in note and note.endswith(": first, second") for note in found.notes)
+    assert not any(entry.name.startswith("second") for entry in found.table.entries)
+
+
+def test_how_often_test_rows_were_looked_at_is_said(tmp_path: Path) -> None:
+    one, other = two(tmp_path)
+    assert looked_at(one) == ["first", "second"]
+    lines = compare([one]).hygiene
+    assert "chose nothing" in lines[0]
+    assert "measured in 2 runs" in lines[1]
+    (other.path / "eval" / "student_after.json").unlink()
+    assert len(compare([one]).hygiene) == 1
