@@ -13,7 +13,7 @@ from potstill import recipe_io, run_models, stages
 from potstill import run as runs
 from potstill.errors import ConfigError, PotstillError, Stopped
 from potstill.evaluation import standalone
-from potstill.evaluation.suites import GROUPS, SUITES
+from potstill.evaluation.suites import chosen
 from potstill.evaluation.suites.run import Result, evaluate_models
 from potstill.models.devices import device_named
 from potstill.recipe import Recipe
@@ -104,12 +104,9 @@ def evaluate_suites(
     Returns: results, model by model.
     Raises: ConfigError for an unknown suite; DataError, ModelError.
     """
-    names = [name for given in suites for name in GROUPS.get(given, (given,))]
-    if unknown := next((name for name in names if name not in SUITES), None):
-        raise ConfigError(f"there is no suite {unknown!r}", f"it is one of {', '.join([*SUITES, *GROUPS])}")
     return evaluate_models(
         [_named(one, allow_remote_code) for one in models],
-        [SUITES[name].changed(seeds, max_new_tokens) for name in dict.fromkeys(names)],
+        [suite.changed(seeds, max_new_tokens) for suite in chosen(suites)],
         root=Path(out),
         limit=limit,
         file=None if data is None else Path(data),

@@ -8,7 +8,7 @@ from typing import Any
 from potstill.data.catalogue import choices, inference, instructions, maths, summaries
 from potstill.data.catalogue.dataset import Card, Dataset, Loaded
 from potstill.data.catalogue.item import Item
-from potstill.data.catalogue.loading import card_of, card_text, data_root, load_split
+from potstill.data.catalogue.loading import card_of, card_text, data_root, files_of, load_split
 from potstill.errors import DataError
 
 _ALL = (
@@ -30,6 +30,16 @@ def load(name: str, split: str, *, folder: Path | None = None) -> Loaded:
     return load_split(_dataset(name), split, folder)
 
 
+def is_there(name: str, split: str) -> bool:
+    """Whether a file of the split is below the data root. Raises: DataError for an unknown name."""
+    try:
+        return bool(files_of(_dataset(name), split))
+    except DataError:
+        if name not in DATASETS:
+            raise
+        return False
+
+
 def card(name: str, split: str, loaded: Loaded) -> dict[str, Any]:
     """The data card of a split as read; ``card_text`` makes it plain text. Raises: DataError for an unknown name."""
     return card_of(_dataset(name), split, loaded)
@@ -41,4 +51,4 @@ def _dataset(name: str) -> Dataset:
     return DATASETS[name]
 
 
-__all__ = ["DATASETS", "Card", "Dataset", "Item", "Loaded", "card", "card_text", "data_root", "load"]
+__all__ = ["DATASETS", "Card", "Dataset", "Item", "Loaded", "card", "card_text", "data_root", "is_there", "load"]

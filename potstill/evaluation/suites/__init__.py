@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator, Sequence
+
+from potstill.data.catalogue import is_there
+from potstill.errors import ConfigError
 from potstill.evaluation.suites.classification import Classification
 from potstill.evaluation.suites.instruction import Instruction
 from potstill.evaluation.suites.language import Language
@@ -25,6 +30,7 @@ _ALL = (
     Suite("self_inst", "242 instructions written by experts", Instruction(), MINILLM, "self_inst", ("valid",)),
     Suite("vicuna", "80 open questions", Instruction(), MINILLM, "vicuna", ("valid",)),
     Suite("sinst", "Super-NaturalInstructions, longer answers", Instruction(), MINILLM, "sinst", ("valid",)),
+    Suite("uinst", "Unnatural Instructions, longer answers", Instruction(), MINILLM, "uinst", ("valid",)),
     Suite("anli", "adversarial inference, each of three rounds", Classification(), LABEL, "anli", ROUNDS),
     Suite("anli_r1", "adversarial inference, the first round", Classification(), LABEL, "anli", ROUNDS[:1]),
     Suite("esnli", "inference on captions", Classification(), LABEL, "esnli", ("test",)),
@@ -32,6 +38,8 @@ _ALL = (
     Suite("svamp", "word problems of one or two steps", Maths(), PROBLEM, "svamp", ("test",)),
     Suite("gsm8k", "word problems of several steps", Maths(), PROBLEM, "gsm8k", ("test",)),
     Suite("cnn_dailymail", "news articles in a few sentences", Summaries(), NEWS, "cnn_dailymail", ("test",)),
+    Suite("xsum", "news articles in one sentence", Summaries(), NEWS, "xsum", ("test",)),
+    Suite("samsum", "chats in a few sentences", Summaries(), NEWS, "samsum", ("test",)),
     # Of a file that is named beside it:
     Suite("instruction", "rows with a prompt and a response", Instruction(), Settings(seeds=(1,))),
     Suite("classification", "rows with a prompt, options and a response", Classification(), Settings()),
@@ -40,6 +48,28 @@ _ALL = (
     Suite("plain_text", "documents", Language(), Settings()),
 )
 SUITES: dict[str, Suite] = {suite.name: suite for suite in _ALL}
-GROUPS: dict[str, tuple[str, ...]] = {"minillm": ("dolly", "self_inst", "vicuna", "sinst")}
+GROUPS: dict[str, tuple[str, ...]] = {"minillm": ("dolly", "self_inst", "vicuna", "sinst", "uinst")}
 
-__all__ = ["GROUPS", "SUITES", "Settings", "Suite"]
+
+def chosen(names: Sequence[str]) -> list[Suite]:
+    """The suites of these names, each once; of a group those whose data set is here, and the others are said.
+
+    Raises: ConfigError for a name that is none, or a group of which no data set is here.
+    """
+    if unknown := next((name for name in names if name not in SUITES and name not in GROUPS), None):
+        raise ConfigError(f"there is no suite {unknown!r}", f"it is one of {', '.join([*SUITES, *GROUPS])}")
+    found = (member for name in names for member in (_members(name) if name in GROUPS else (name,)))
+    return [SUITES[name] for name in dict.fromkeys(found)]
+
+
+def _members(group: str) -> Iterator[str]:
+    here = [name for name in GROUPS[group] if all(is_there(SUITES[name].dataset or "", s) for s in SUITES[name].splits)]
+    if not here:
+        cause = f"none of the data sets of {group} is here: {', '.join(GROUPS[group])}"
+        raise ConfigError(cause, f"`potstill data card {GROUPS[group][0]} valid` says where to download the first")
+    if absent := [name for name in GROUPS[group] if name not in here]:
+        print(f"{group}: without {', '.join(absent)}, whose data is not here", file=sys.stderr, flush=True)
+    yield from here
+
+
+__all__ = ["GROUPS", "SUITES", "Settings", "Suite", "chosen"]

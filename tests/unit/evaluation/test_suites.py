@@ -13,7 +13,7 @@ import torch
 
 from potstill.data.catalogue.item import Item
 from potstill.errors import ConfigError, DataError, ModelError
-from potstill.evaluation.suites import SUITES, Settings, Suite
+from potstill.evaluation.suites import SUITES, Settings, Suite, chosen
 from potstill.evaluation.suites import run as running
 from potstill.evaluation.suites.classification import Classification
 from potstill.evaluation.suites.instruction import Instruction
@@ -329,3 +329,35 @@ def test_every_suite_of_a_data_set_names_one_that_is_there() -> None:
         if suite.dataset:
             assert set(suite.splits) <= set(DATASETS[suite.dataset].splits)
             assert "{prompt}" in suite.settings.frame
+
+
+def test_a_group_leaves_out_what_is_not_here_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("POTSTILL_DATA", str(tmp_path))
+    with pytest.raises(ConfigError, match="none of the data sets of minillm is here"):
+        chosen(["minillm"])
+    for name in ("dolly", "vicuna"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "valid.jsonl").touch()
+    assert [suite.name for suite in chosen(["vicuna", "minillm", "cqa"])] == ["vicuna", "dolly", "cqa"]
+    assert "without self_inst, sinst, uinst" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="no suite 'dolyl'"):
+        chosen(["dolyl"])
+
+
+def test_distinct_words_are_counted_over_all_greedy_answers() -> None:
+    rows = [{"predictions": {"greedy": text}, "scores": {"rouge_l_greedy": 1.0}} for text in ("a b A b", "b c")]
+    scores = SUITES["instruction"].protocol.scores(rows, Settings())
+    assert scores["distinct_1_greedy"] == pytest.approx(3 / 6)
+    assert scores["distinct_2_greedy"] == pytest.approx(3 / 4)  # a b, b a, a b, b c
+    assert scores["distinct_3_greedy"] == 1
+    assert SUITES["instruction"].protocol.scores(rows[:0] + rows[1:], Settings())["distinct_3_greedy"] is None
+
+
+def test_the_weighted_mean_of_the_primary_figure_is_the_figure() -> None:
+    rows = [{"id": str(n), "scores": {"nats": 3.0 * n, "tokens": n, "bytes": 5 * n + 1}} for n in (1, 2, 7)]
+    protocol = SUITES["plain_text"].protocol
+    each = protocol.of_each(rows)
+    mean = sum(one.value * one.weight for one in each) / sum(one.weight for one in each)
+    assert mean == pytest.approx(protocol.scores(rows, Settings())["bits_per_byte"])
