@@ -14,6 +14,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from potstill.cli_data import app as data_app
+from potstill.cli_harness import EPILOG as HARNESS_EXAMPLES
+from potstill.cli_harness import harness
+from potstill.cli_judge import app as judge_app
 from potstill.cli_options import Format, FormatOption, Layout, LayoutOption, RemoteCode
 from potstill.errors import ConfigError, PotstillError
 
@@ -29,6 +32,8 @@ app = typer.Typer(
 recipes_app = typer.Typer(no_args_is_help=True, help="List, show and copy the built-in recipes.")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")
+app.add_typer(judge_app, name="judge")
+app.command("harness", epilog=HARNESS_EXAMPLES)(harness)
 
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the recipe.")]

@@ -138,7 +138,11 @@ def as_json(compared: Comparison) -> dict[str, Any]:
             "baseline": compared.table.baseline and compared.table.baseline.name,
             "notes": list(compared.notes),
             "hygiene": list(compared.hygiene),
-            "published": [asdict(line) for line in compared.published],
+            "published": [
+                {"figure": shown.title, "rows": [dict(zip(published.HEAD, row, strict=True)) for row in shown.rows]}
+                | {"sources": list(shown.sources)}
+                for shown in published.tables(compared.published)
+            ],
         }
     )
     return found

@@ -1,8 +1,9 @@
-"""Published figures beside ours as Markdown: a table for each figure of a suite, its sources and settings below it."""
+"""Published figures beside ours, as text: a table for each figure of a suite, its sources and settings below it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 
 from potstill.reporting.formats import MISSING
@@ -14,35 +15,57 @@ from potstill.reporting.text import one_line
 HEAD = ("method", "student", "teacher", "published", "how sure", "ours, 95% interval", "before you compare", "from")
 
 
+@dataclass(frozen=True)
+class Shown:
+    """A figure of a suite: rows of cells below HEAD, the last of them ``[1]`` for the first source. Not escaped."""
+
+    title: str
+    rows: tuple[tuple[str, ...], ...]
+    sources: tuple[str, ...]
+
+
+def tables(lines: Sequence[Beside]) -> tuple[Shown, ...]:
+    """A table for each figure of a suite, with published values in the unit of ours."""
+    kinds = dict.fromkeys(map(_kind, lines))
+    return tuple(_shown(kind, [line for line in lines if _kind(line) == kind]) for kind in kinds)
+
+
 def markdown(lines: Sequence[Beside]) -> str:
-    """The tables, with published values in the unit of ours; empty where there is nothing to set beside anything."""
-    kinds = dict.fromkeys((line.published.suite, line.published.figure) for line in lines)
-    return "\n\n".join(
-        _part(f"{suite}, {name.replace('_', ' ')}", [x for x in lines if _kind(x) == (suite, name)])
-        for suite, name in kinds
-    )
+    """The tables; empty where there is nothing to set beside anything."""
+    return "\n\n".join(map(_markdown, tables(lines)))
+
+
+def _markdown(shown: Shown) -> str:
+    rows = (HEAD, ("---",) * len(HEAD), *(tuple(map(_escaped, row)) for row in shown.rows))
+    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    sources = "\n".join(f"- [{at}] {_escaped(source)}" for at, source in enumerate(shown.sources, start=1))
+    return f"{shown.title}, published and ours:\n\n{table}\n\n{sources}"
+
+
+def _escaped(text: str) -> str:
+    """Text of a file that opens neither a cell nor a tag."""
+    return text.replace("|", "\\|").replace("<", "&lt;")
 
 
 def _kind(line: Beside) -> tuple[str | None, str]:
     return line.published.suite, line.published.figure
 
 
-def _part(title: str, lines: Sequence[Beside]) -> str:
-    tables = dict.fromkeys((line.published.source, line.published.table) for line in lines)
-    numbers = {key: f"[{at}]" for at, key in enumerate(tables, start=1)}
-    rows = ([*_cells(line), numbers[line.published.source, line.published.table]] for line in lines)
-    shown = "\n".join("| " + " | ".join(row) + " |" for row in (HEAD, ["---"] * len(HEAD), *rows))
-    sources = "\n".join(f"- {numbers[key]} {_from(*key)}" for key in tables)
-    return f"{title}, published and ours:\n\n{shown}\n\n{sources}"
+def _shown(kind: tuple[str | None, str], lines: Sequence[Beside]) -> Shown:
+    origins = dict.fromkeys((line.published.source, line.published.table) for line in lines)
+    numbers = {origin: f"[{at}]" for at, origin in enumerate(origins, start=1)}
+    rows = ((*_cells(line), numbers[line.published.source, line.published.table]) for line in lines)
+    title = f"{kind[0]}, {kind[1].replace('_', ' ')}"
+    return Shown(title, tuple(rows), tuple(one_line(_from(*origin)) for origin in origins))
 
 
 def _cells(line: Beside) -> Iterator[str]:
     row = line.published.row
-    yield from map(_cell, (row.method, row.model, row.teacher or MISSING))
+    yield from map(one_line, (row.method, row.model, row.teacher or MISSING))
     yield _published(line.published)
     yield HOW_SURE[row.tag]
     yield _ours(line.ours)
-    yield _cell("; ".join([*([row.note] if row.note else []), *line.differs]))
+    yield one_line("; ".join([*([row.note] if row.note else []), *line.differs]))
 
 
 def _published(published: Published) -> str:
@@ -66,15 +89,10 @@ def _ours(ours: Ours | None) -> str:
 
 def _from(source: Source, table: Table) -> str:
     words = (source.title, source.paper, table.where, source.url)
-    return _cell(f"{', '.join(word for word in words if word)}. {_how(table)}")
+    return f"{', '.join(word for word in words if word)}. {_how(table)}"
 
 
 def _how(table: Table) -> str:
     items = f", {table.num_items} items" if table.num_items else ""
     scale = f", here times {table.scale:g}" if table.scale not in (None, 1) else ""
     return f"{table.dataset}{f' {table.split}' if table.split else ''}{items}; {table.unit}{scale}; {table.settings}"
-
-
-def _cell(text: str) -> str:
-    """Text of a file on one line that opens neither a cell nor a tag."""
-    return one_line(text).replace("|", "\\|").replace("<", "&lt;")

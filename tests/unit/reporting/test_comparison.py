@@ -5,17 +5,21 @@ from __future__ import annotations
 import copy
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from potstill.errors import ConfigError
+from potstill.evaluation.suites import SUITES
+from potstill.evaluation.suites.run import Result
 from potstill.reporting.comparison import compare, markdown
 from potstill.reporting.comparison.notes import ALWAYS, looked_at
 from potstill.reporting.comparison.table import Entry, Measure, tabulate
+from potstill.reporting.published import load_published
 from potstill.run import Run
-from tests.unit.reporting.fake_runs import EVALUATIONS, write_lines, write_run
+from tests.unit.reporting.fake_runs import EVALUATIONS, RECIPE, write_lines, write_run
 
 TEACHER, UNTOUCHED = Entry("a:teacher", "teacher", "teacher"), Entry("a:untouched", "untouched student", "untouched")
 SFT, STUDENT = Entry("a:sft", "a, equal-time SFT", "sft", "sft"), Entry("a:student", "a", "student", "kd")
@@ -182,3 +186,23 @@ def test_how_often_test_rows_were_looked_at_is_said(tmp_path: Path) -> None:
     assert "measured in 2 runs" in lines[1]
     (other.path / "eval" / "student_after.json").unlink()
     assert len(compare([one]).hygiene) == 1
+
+
+# --- Published figures ------------------------------------------------------------------------------------------------
+
+
+def test_published_figures_stand_beside_those_of_the_same_method(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "first", recipe=RECIPE.replace("method: kd", "method: minillm"))
+    settings = {"suite": "dolly", "num_items": 100, "settings": asdict(SUITES["dolly"].settings), "items_sha256": "a"}
+    scores = {"rouge_l_sampled": {"mean": 20.0, "low": 19.0, "high": 21.0, "num": 100}, "num_shortened": 0}
+    result = Result(tmp_path / "evaluations" / "dolly-1", settings, scores)
+    found = compare([run], {f"{run.path}:student": [result]}, published=load_published("minillm"))
+    lines = [line for line in found.published if line.ours]
+    assert lines
+    assert {line.published.method for line in lines} == {"minillm"}
+    assert {line.ours.teacher for line in lines} == {"smollm2-135m-instruct"}
+    assert all(any(words.startswith("student:") for words in line.differs) for line in lines)
+    assert "20.00 [19.00, 21.00]" in markdown.markdown(found)
+    rows = markdown.as_json(found)["published"][0]["rows"]
+    assert any(row["ours, 95% interval"] for row in rows)
+    json.dumps(rows, allow_nan=False)
