@@ -126,7 +126,7 @@ def _cost(run: Run, prefix: str) -> Cost:
 Unit = Literal["plain", "percent", "perplexity"]
 OWN: tuple[tuple[str, str, Literal["lower", "higher"], Unit], ...] = (
     ("forward_kl_nats", "forward KL (nats)", "lower", "plain"),
-    ("top1_agreement", "top-1 agreement (%)", "higher", "percent"),
+    ("top1_agreement", "top-1 agreement", "higher", "percent"),
     ("nats", "perplexity", "lower", "perplexity"),
 )
 

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from potstill.evaluation.metrics.significance import GapClosed
 from potstill.reporting import published
 from potstill.reporting.comparison import Comparison
 from potstill.reporting.comparison.table import Cell, Entry, Measure, Table
-from potstill.reporting.formats import MISSING, duration, percent, scaled, significant
+from potstill.reporting.comparison.verdict import (
+    interval,
+    is_gain,
+    shown,
+    shown_difference,
+    shown_share,
+    sureness,
+    verdict,
+)
+from potstill.reporting.formats import MISSING, duration, scaled, significant
 from potstill.reporting.summary import finite
 from potstill.reporting.text import one_line
 
+TOKENS = ("teacher tokens", "student tokens")
+
 
 def markdown(compared: Comparison) -> str:
-    """Tables and lists, for a terminal or a file."""
+    """Sentences, tables and lists, for a terminal or a file."""
     table = compared.table
-    parts = ["\n".join(_grid(_figures(table))), _told(table)]
-    if differences := list(_differences(table)):
+    parts = [" ".join(verdict(table)), _grid(_figures(table)), _list(_told(table))]
+    if len(differences := list(_differences(table))) > 1:
         assert table.baseline is not None
-        parts += [f"Less {one_line(table.baseline.name)}, on the same examples:", "\n".join(_grid(differences))]
+        parts += [f"Less {one_line(table.baseline.name)}, on the same examples:", _grid(differences)]
     if compared.published:
         parts += ["Published figures beside ours:", published.markdown(compared.published)]
     parts += ["Before you compare:", _list(compared.notes), "On which rows:", _list(compared.hygiene)]
@@ -31,42 +40,30 @@ def markdown(compared: Comparison) -> str:
 
 def _figures(table: Table) -> Iterator[list[str]]:
     """A row for each model: every figure with its interval, the share of the gap closed, size, speed and cost."""
-    yield [
-        "model",
-        "method",
-        *(f"{measure.name}, {measure.better} is better" for measure in table.measures),
-        "gap closed",
-        "parameters",
-        "tokens per s",
-        "training",
-        "teacher tokens",
-        "student tokens",
-    ]
+    first = [f"of the gap in {table.measures[0].name}"] if table.measures else []  # of the others the page has it
+    figures = [f"{measure.name}, {measure.better} is better" for measure in table.measures]
+    yield ["model", "method", *figures, *first, "parameters", "tokens per s", "training", *TOKENS]
     for entry, cells in table.rows():
-        figures = [figure(measure, cell) for measure, cell in zip(table.measures, cells, strict=True)]
-        yield [one_line(entry.name), entry.method or "", *figures, _gaps(cells), *_costs(entry)]
+        pairs = list(zip(table.measures, cells, strict=True))
+        gaps = [_gap(*pairs[0])] if pairs else []
+        yield [one_line(entry.name), entry.method or "", *(_figure(*pair) for pair in pairs), *gaps, *_costs(entry)]
 
 
-def figure(measure: Measure, cell: Cell | None) -> str:
+def _figure(measure: Measure, cell: Cell | None) -> str:
     """A mean with its 95% interval in the unit that it is shown in."""
     if cell is None:
         return MISSING
-    mean, low, high = (significant(measure.shown(value)) for value in (cell.mean, *cell.interval))
-    return f"{mean} [{low}, {high}]"
+    mean, low, high = (shown(measure, value) for value in (cell.mean, *cell.interval))
+    return f"{mean} {interval(low, high)}".rstrip()
 
 
-def gap(closed: GapClosed | None) -> str:
-    """The share of the gap with its interval; by itself where it has none."""
-    if closed is None or math.isnan(closed.share):
+def _gap(measure: Measure, cell: Cell | None) -> str:
+    """The share of the gap with its interval, where there is a gap to close."""
+    if cell is None or cell.gap is None or not is_gain(measure, cell.gap):
         return MISSING
-    if math.isnan(closed.low):
-        return f"{percent(closed.share)} (of a gap that may be none)"
-    return f"{percent(closed.share)} [{percent(closed.low)}, {percent(closed.high)}]"
-
-
-def _gaps(cells: Sequence[Cell | None]) -> str:
-    """Of the first measure alone: of the others the page has it."""
-    return gap(cells[0].gap) if cells and cells[0] else MISSING
+    share, low, high = (shown_share(value) for value in (cell.gap.share, cell.gap.low, cell.gap.high))
+    doubt = " (of a gap that may be none)" if cell.gap.note else ""
+    return f"{share} {interval(low, high)}".rstrip() + doubt
 
 
 def _costs(entry: Entry) -> Iterator[str]:
@@ -82,39 +79,34 @@ def _costs(entry: Entry) -> Iterator[str]:
 
 def _differences(table: Table) -> Iterator[list[str]]:
     """A row for each model and measure that was set against the baseline."""
-    found = [
-        [
-            one_line(entry.name),
-            measure.name,
-            f"{a.difference.mean:+.3g} [{a.difference.low:+.3g}, {a.difference.high:+.3g}]",
-            f"{a.difference.p:.2g}",
-            f"{a.p_holm:.2g}",
-            str(a.num),
-        ]
-        for entry, cells in table.rows()
-        for measure, cell in zip(table.measures, cells, strict=True)
-        if cell and (a := cell.against)
-    ]
-    if found:
-        yield ["model", "figure", "difference", "p", "p, Holm", "examples"]
-        yield from found
+    yield ["model", "figure", "difference", "p", "p, Holm", "examples", "so"]
+    for entry, cells in table.rows():
+        for measure, cell in zip(table.measures, cells, strict=True):
+            if cell and (against := cell.against):
+                found = against.difference
+                mean, low, high = (shown_difference(measure, value) for value in (found.mean, found.low, found.high))
+                ps = (f"{value:.2g}" for value in (found.p, against.p_holm))
+                yield [
+                    one_line(entry.name),
+                    measure.name,
+                    f"{mean} {interval(low, high)}".rstrip(),
+                    *ps,
+                    str(against.num),
+                    sureness(measure, against),
+                ]
 
 
-def _told(table: Table) -> str:
-    """How the models were asked, and what the difference of a perplexity is of."""
-    lines = list(dict.fromkeys(f"{measure.name}: {measure.told}" for measure in table.measures if measure.told))
-    if any(measure.unit != "plain" for measure in table.measures):
-        lines.append(
-            "differences are of shares (0 to 1) where a figure is in per cent, and of nats where it is a perplexity"
-        )
-    return _list(lines)
+def _told(table: Table) -> list[str]:
+    """How the models were asked, once for all measures that were measured so."""
+    lines: dict[str, list[str]] = {}
+    for measure in table.measures:
+        lines.setdefault(measure.told, []).append(measure.name)
+    return [f"{', '.join(names)}: {told}" for told, names in lines.items() if told]
 
 
-def _grid(rows: Iterator[list[str]] | Sequence[list[str]]) -> Iterator[str]:
-    for at, cells in enumerate(rows):
-        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-        if at == 0:
-            yield "| " + " | ".join(["---"] * len(cells)) + " |"
+def _grid(rows: Iterable[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in rows]
+    return "\n".join([lines[0], "| " + " | ".join(["---"] * (lines[0].count(" | ") + 1)) + " |", *lines[1:]])
 
 
 def _list(lines: Sequence[str]) -> str:
