@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 from potstill import assembly, recipe_io
 from potstill import recipe as schema
 from potstill.assembly import Teaching
 from potstill.data.examples import Tokenised
+from potstill.data.plain_text import PlainText, a_block
 from potstill.data.prepare import Prepared, prepare
 from potstill.environment import environment
 from potstill.errors import ConfigError, DataError
@@ -43,7 +43,7 @@ class Bench:
     data: Prepared
     tokenizer: Any
     teaching: Teaching | None
-    plain_text: Mapping[str, Sequence[Tokenised]]
+    plain_text: Mapping[str, PlainText]
     stop: StopRequest
     allow_remote_code: bool
 
@@ -98,7 +98,7 @@ def _check_same_data(run: Run, data: Prepared) -> None:
 def check_texts(
     stage: schema.Stage,
     data: Prepared,
-    plain_text: Mapping[str, Sequence[Tokenised]],
+    plain_text: Mapping[str, PlainText],
     allow_remote_code: bool,
 ) -> None:
     """Refuse text that a model does not see the whole of, before anything is measured or trained.
@@ -108,7 +108,7 @@ def check_texts(
     source, revision = assembly.source_of(stage)
     named = [(source, revision), *([(stage.teacher.model, stage.teacher.revision)] if stage.teacher else [])]
     configs = [config_of(name, revision=version, allow_remote_code=allow_remote_code) for name, version in named]
-    rows = (*data.train, *data.validation, *data.heldout, *chain(*plain_text.values()))
+    rows = (*data.train, *data.validation, *data.heldout, *map(a_block, plain_text.values()))
     longest = max(len(row.prompt_ids) for row in data.train)
     for config in configs:
         check_lengths(config, rows, _answered(stage, data), stage.evaluation)

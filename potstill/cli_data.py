@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,13 @@ import typer
 from potstill.cli_options import Format, FormatOption, Framing, FramingOption, Layout, LayoutOption
 
 SHOWN_PAIRS = 5
+SETTING = re.compile(r"data\.[a-z_.]+=")  # of a recipe, where files are named too
+OF_DOCUMENTS = {  # options, as build_corpus calls them, and their values where they are not given
+    "--field": ("field", "text"),
+    "--block-size": ("block_size", 512),
+    "--blocks": ("num_blocks", None),
+    "--valid-blocks": ("dev_blocks", 0),
+}
 
 app = typer.Typer(no_args_is_help=True, help="Look at data before it is trained on.")
 
@@ -71,39 +79,88 @@ def audit(
 
 @app.command(
     "prepare",
-    epilog="Examples:\n\n`potstill data prepare stories.txt --model models/big --out corpus`\n\n"
-    "`potstill data prepare part1.parquet part2.parquet --model gpt2 --out owt --valid-blocks 10000 --workers 8`",
+    epilog="Documents:\n\n`potstill data prepare stories.txt --model models/big --out corpus`\n\n"
+    "`potstill data prepare part1.parquet part2.parquet --model gpt2 --out owt --valid-blocks 10000 --workers 8`\n\n"
+    "Rows, with settings as a recipe has them:\n\n"
+    "`potstill data prepare --rows rows.jsonl --model models/small --out rows data.max_prompt_tokens=512`\n\n"
+    "`potstill data prepare --rows dolly:train --model gpt2 --out dolly --workers 8`",
 )
 def prepare(
-    files: Annotated[list[Path], typer.Argument(help="Documents: .txt (one a line), .jsonl, .csv or .parquet.")],
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            help="Documents: .txt (one a line), .jsonl, .csv or .parquet. With --rows one file of rows, or a split as "
+            '"cqa:train"; and settings: data.heldout=test.jsonl.'
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="A folder that is not there yet.")],
+    rows: Annotated[
+        bool, typer.Option("--rows/--documents", help="Prompts with responses, or text; text where neither is said.")
+    ] = False,
     model: Annotated[str, typer.Option(help="Whose tokenizer is used.")] = "smollm2-135m-instruct",
-    field: Annotated[str, typer.Option(help="The field or column of the text; not asked of .txt files.")] = "text",
-    block_size: Annotated[int, typer.Option(min=2, help="Tokens of a block.")] = 512,
-    blocks: Annotated[int | None, typer.Option(min=1, help="Train blocks at most.")] = None,
-    valid_blocks: Annotated[int, typer.Option(min=0, help="The first so many are for validation.")] = 0,
+    data_format: Annotated[
+        Layout | None, typer.Option("--data-format", help="How rows are laid out; prompt_response where unset.")
+    ] = None,
+    field: Annotated[str, typer.Option(help="Of documents: the field of the text; not asked of .txt files.")] = "text",
+    block_size: Annotated[int, typer.Option(min=2, help="Of documents: tokens of a block.")] = 512,
+    blocks: Annotated[int | None, typer.Option(min=1, help="Of documents: train blocks at most.")] = None,
+    valid_blocks: Annotated[int, typer.Option(min=0, help="Of documents: the first so many are for validation.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Processes that tokenise; the result is the same.")] = 1,
     format: FormatOption = Format.human,
 ) -> None:
-    """Turn documents into blocks of tokens in a binary corpus (.bin/.idx) that opens in constant memory."""
-    from potstill.data.corpus import build_corpus
-    from potstill.models.loading import load_tokenizer
+    """Tokenise before training: documents into a binary corpus (.bin/.idx), or rows into Arrow files.
 
-    made = build_corpus(
-        files,
-        load_tokenizer(model),
-        out,
-        field=field,
-        block_size=block_size,
-        num_blocks=blocks,
-        dev_blocks=valid_blocks,
-        workers=workers,
-    )
+    Both open in constant memory, and are never half-written.
+    """
+    packing = {"field": field, "block_size": block_size, "num_blocks": blocks, "dev_blocks": valid_blocks}
+    work = _prepare_rows if rows else _prepare_documents
+    made, told = work(files, out, model, data_format, packing, workers)
     if format is Format.json:
         print(json.dumps(made, indent=2))
     else:
-        print("\n".join(f"{name:20} {value}" for name, value in made.items() if not isinstance(value, dict | list)))
-        print(f"wrote {out}")
+        print("\n".join([*told, f"wrote {out}"]))
+
+
+def _prepare_documents(
+    files: list[str], out: Path, model: str, data_format: Layout | None, packing: dict[str, Any], workers: int
+) -> tuple[dict[str, Any], list[str]]:
+    """Build a corpus: its card, and what is said of it."""
+    from potstill.data.corpus import build_corpus
+    from potstill.data.prepared.kinds import check_documents
+    from potstill.errors import ConfigError
+    from potstill.models.loading import load_tokenizer
+
+    settings = ["--data-format"] if data_format else [file for file in files if SETTING.match(file)]
+    if settings:
+        raise ConfigError(f"{settings[0]} is of rows, and documents are prepared without --rows", "add --rows")
+    check_documents(files, packing["field"])
+    made = build_corpus([Path(file) for file in files], load_tokenizer(model), out, workers=workers, **packing)
+    return made, [f"{name:20} {value}" for name, value in made.items() if not isinstance(value, dict | list)]
+
+
+def _prepare_rows(
+    files: list[str], out: Path, model: str, data_format: Layout | None, packing: dict[str, Any], workers: int
+) -> tuple[dict[str, Any], list[str]]:
+    """Write a folder of tokenised rows: its card, and what is said of it."""
+    from potstill.data.prepared.building import prepare_rows
+    from potstill.data.prepared.card import overrides_of
+    from potstill.data.prepared.kinds import check_rows, one_place
+    from potstill.errors import ConfigError
+    from potstill.models.loading import load_tokenizer
+    from potstill.recipe_io import load, parse_overrides
+    from potstill.recipes import METHODS
+
+    if given := [name for name, (key, unset) in OF_DOCUMENTS.items() if packing[key] != unset]:
+        raise ConfigError(f"{given[0]} is of documents, and --rows is for rows", "remove one of them")
+    place = one_place([file for file in files if not SETTING.match(file)])
+    check_rows(place)
+    named = {"data.path": place} | ({"data.format": data_format.value} if data_format else {})
+    # A recipe says how rows are read: any one, so that its settings are named and checked as everywhere.
+    settings = named | parse_overrides([file for file in files if SETTING.match(file)])
+    made = prepare_rows(load("sft", settings, methods=METHODS).stage.data, load_tokenizer(model), out, workers=workers)
+    counts = {name: value for name, value in made.counts.items() if not isinstance(value, dict)}
+    use = " ".join(["potstill train kd", f"data={out}", *overrides_of(made)])
+    return made.model_dump(mode="json"), [*(f"{name:24} {value}" for name, value in counts.items()), f"use it: {use}"]
 
 
 @app.command(
@@ -112,7 +169,7 @@ def prepare(
     "`potstill data inspect dolly.jsonl --data-format dolly --model models/small --rows 5`",
 )
 def inspect(
-    file: Annotated[str, typer.Argument(help='Rows: .jsonl, .csv or .parquet, a split as "cqa:train", or "starter".')],
+    file: Annotated[str, typer.Argument(help='Rows: a file, a prepared folder, a split as "cqa:train", "starter".')],
     model: Annotated[str, typer.Option(help="Whose tokenizer and template are used.")] = "smollm2-135m-instruct",
     data_format: LayoutOption = Layout.prompt_response,
     template: FramingOption = Framing.auto,

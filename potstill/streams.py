@@ -11,9 +11,11 @@ from typing import Any
 from potstill import recipe as schema
 from potstill import schedules
 from potstill.assembly import Teaching
+from potstill.data.corpus.blocks import CorpusBlocks
+from potstill.data.corpus.scatter import scattered
 from potstill.data.examples import Tokenised
 from potstill.data.order import indices
-from potstill.data.plain_text import plain_text_blocks
+from potstill.data.plain_text import PlainText, StreamedText, plain_text
 from potstill.data.prepare import Prepared
 from potstill.errors import ConfigError
 from potstill.models.families import Causal
@@ -28,6 +30,7 @@ from potstill.sources.mixture import MixtureSource, ReplaySource
 from potstill.sources.rollout import Judge, RolloutSource, seed_of
 from potstill.sources.source import Source
 from potstill.sources.teacher_text import Place, teacher_text
+from potstill.sources.text_stream import TextStreamSource
 from potstill.teachers.local import OncePerBatch, SignalSource
 from potstill.teachers.sparse import SparseTeacher
 from potstill.training.runtime import Runtime
@@ -44,7 +47,7 @@ class Parts:
 
     stage: schema.Stage
     data: Prepared
-    plain_text: Mapping[str, Sequence[Tokenised]]
+    plain_text: Mapping[str, PlainText]
     teaching: Teaching | None
     student: Causal
     tokenizer: Any
@@ -63,13 +66,13 @@ def build_streams(parts: Parts) -> list[LiveStream]:
     return [_stream(parts, spec) for spec in parts.stage.streams]
 
 
-def plain_text_of(stage: schema.Stage, tokenizer: Any) -> dict[str, Sequence[Tokenised]]:
-    """The plain text of each stream that reads some.
+def plain_text_of(stage: schema.Stage, tokenizer: Any) -> dict[str, PlainText]:
+    """The plain text of each stream that reads some: blocks, or what they are streamed from.
 
-    Raises: DataError.
+    Raises: DataError, ConfigError.
     """
     return {
-        stream.name: plain_text_blocks(source.path, tokenizer, source.block_tokens)
+        stream.name: plain_text(source, tokenizer)
         for stream in stage.streams
         if isinstance(source := stream.source, schema.DatasetSource) and source.path is not None
     }
@@ -118,7 +121,9 @@ def _source(parts: Parts, spec: schema.Stream, judge: Judge | None) -> Source:
     seed = seed_of(parts.seed, spec.name)
     match spec.source:
         case schema.DatasetSource():
-            return _rows(parts, parts.plain_text.get(spec.name, parts.data.train))
+            return (
+                _text(parts, parts.plain_text[spec.name], seed) if spec.source.path else _rows(parts, parts.data.train)
+            )
         case schema.RolloutSource(policy=schema.TeacherPolicy()):
             return _teachers_rows(parts, spec.name, spec.source)
         case schema.RolloutSource():
@@ -133,6 +138,15 @@ def _source(parts: Parts, spec: schema.Stream, judge: Judge | None) -> Source:
 
 def _rows(parts: Parts, rows: Sequence[Tokenised]) -> DatasetSource:
     return DatasetSource(rows, seed=parts.seed, pad_id=parts.tokenizer.eos_token_id)
+
+
+def _text(parts: Parts, text: PlainText, seed: int) -> Source:
+    pad_id = parts.tokenizer.eos_token_id
+    if isinstance(text, StreamedText):
+        return TextStreamSource(text.name, text.blocks(seed), pad_id=pad_id)
+    if isinstance(text, CorpusBlocks):
+        return DatasetSource(text, seed=parts.seed, pad_id=pad_id, order=scattered)
+    return _rows(parts, text)
 
 
 def _rollout(parts: Parts, spec: schema.RolloutSource, seed: int, judge: Judge | None = None) -> RolloutSource:

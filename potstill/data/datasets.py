@@ -32,14 +32,14 @@ Place = Path | Named
 
 def train_place(config: Data) -> Place:
     """Where the train rows are. Raises: DataError where there is no such name, or no starter rows."""
-    return _starter("train") if config.path == STARTER else _place(config.path)
+    return _starter("train") if config.path == STARTER else place_of(config.path)
 
 
 def heldout_place(config: Data) -> Place | None:
     """Where the held-out rows are, or None where they are to be set aside from the train rows."""
     if config.heldout == STARTER or (config.heldout is None and config.path == STARTER):
         return _starter("heldout")
-    return None if config.heldout is None else _place(config.heldout)
+    return None if config.heldout is None else place_of(config.heldout)
 
 
 def shown(place: Place) -> str:
@@ -49,7 +49,8 @@ def shown(place: Place) -> str:
     return str(place)
 
 
-def _place(text: str) -> Place:
+def place_of(text: str) -> Place:
+    """The named split or the path that a text means. Raises: DataError for a split of a data set that is not known."""
     found = _NAMED.fullmatch(text)
     if found is None or Path(text).exists():
         return Path(text).expanduser()

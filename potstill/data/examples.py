@@ -16,6 +16,8 @@ class Example:
     ``prompt`` is the prompt as a person reads it, before any chat template. ``messages`` are the prompt's (role,
     content) pairs where the row was a chat. ``content`` is the row's own part of the prompt, without the words that
     every row shares (Alpaca's frame, a system turn): what overlap is measured on; None where that is all of it.
+    ``input_span`` is (start, end) of the part of ``prompt`` that may lose its middle where it is too long; None where
+    the row does not say which part that is, and empty where there is none: an instruction is never cut.
     """
 
     prompt: str
@@ -23,6 +25,7 @@ class Example:
     id: str
     messages: tuple[tuple[str, str], ...] | None = None
     content: str | None = None
+    input_span: tuple[int, int] | None = None
 
     @property
     def own_words(self) -> str:
@@ -34,7 +37,8 @@ class Tokenised:
     """An example as token ids.
 
     ``prompt_ids`` are what inference feeds; they are never empty. ``response_ids`` end in the end-of-sequence id, once,
-    unless ``truncated``: then at least that id was cut. ``prompt`` and ``response`` are the raw text, uncut.
+    unless ``truncated``: then at least that id was cut. ``prompt`` and ``response`` are the raw text, uncut, but for a
+    prompt that was shortened before it was tokenised.
     """
 
     example_id: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -59,7 +60,24 @@ def _dolly(values: dict[str, Any], id: str, config: Data) -> Example:
     context = text_of(values, "input", may_be_empty=True) if values.get("input") is not None else ""
     frame = WITH_INPUT if context else WITHOUT_INPUT
     prompt = frame.format(instruction=instruction, input=context)
-    return Example(prompt, _first_output(values), id, content=f"{instruction}\n{context}")
+    start = len(frame.partition("{input}")[0].format(instruction=instruction)) if context else 0
+    span = (start, start + len(context))
+    return Example(prompt, _first_output(values), id, content=f"{instruction}\n{context}", input_span=span)
+
+
+def without_frame(prompt: str) -> str | None:
+    """The instruction and the input of a prompt in Alpaca's frame, as ``content`` has them; None for another prompt."""
+    for frame in (WITH_INPUT, WITHOUT_INPUT):
+        before, *between, after = re.split(r"\{\w+\}", frame)
+        if not (prompt.startswith(before) and prompt.endswith(after)):
+            continue
+        inner = prompt[len(before) : len(prompt) - len(after)]
+        if not between:
+            return f"{inner}\n"
+        instruction, found, context = inner.partition(between[0])
+        if found:
+            return f"{instruction}\n{context}"
+    return None
 
 
 def _first_output(values: dict[str, Any]) -> str:
@@ -85,7 +103,8 @@ def _chat(values: dict[str, Any], id: str, config: Data) -> Example:
     if not response.strip():
         raise Unusable("the last message is empty")
     own = "\n".join(content for role, content in asked if role not in ("system", "developer"))
-    return Example(_as_read(asked), response, id, messages=tuple(asked), content=own)
+    # Which turn is an instruction and which is text to work on, nothing says: none of them is ever cut.
+    return Example(_as_read(asked), response, id, messages=tuple(asked), content=own, input_span=(0, 0))
 
 
 def _message(message: Any, name: str) -> tuple[str, str]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import codecs
 import csv
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -212,9 +213,13 @@ def _header(first: tuple[int, bytes, list[str] | str], file: Path) -> list[str]:
     _, _, names = first
     if isinstance(names, str):
         raise DataError(f"{file} has no header that can be read: {names}", "make its first line name the columns")
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise DataError(f"{file} has two columns called {twice!r}", "rename one of them")
+    _refuse_twice(names, file)
     return names
+
+
+def _refuse_twice(names: Sequence[str], file: Path) -> None:
+    if twice := next((name for name, count in Counter(names).items() if count > 1), None):
+        raise DataError(f"{file} has two columns called {twice!r}", "rename one of them")
 
 
 # --- parquet ----------------------------------------------------------------------------------------------------------
@@ -227,10 +232,13 @@ def _read_parquet(file: Path, limit: int) -> Iterator[Row | BadRow]:
     number = 0
     try:
         with pq.ParquetFile(file, page_checksum_verification=True) as table:
+            _refuse_twice(table.schema_arrow.names, file)
             for batch in table.iter_batches(batch_size=PARQUET_BATCH):
                 for index in range(batch.num_rows):
                     number += 1
                     yield _parquet_row(batch.slice(index, 1), f"{file.name}:{number}", limit)
+    except UnicodeDecodeError:  # in a row it is seen to there
+        raise DataError(f"{file} has a column whose name is not UTF-8", "rename it, and write the file again") from None
     except (pa.ArrowException, OSError) as error:
         cause = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise DataError(f"{file} is not a whole parquet file: {cause}", "copy or write it again") from error
@@ -243,3 +251,5 @@ def _parquet_row(batch: Any, where: str, limit: int) -> Row | BadRow:
         return Row(where, batch.to_pylist()[0])
     except UnicodeDecodeError:
         return BadRow(where, "not UTF-8", "")
+    except (ValueError, OverflowError) as error:  # a date past all calendars, two fields of one name in a column
+        return BadRow(where, f"not what Python can hold: {' '.join(str(error).split())[:120]}", "")

@@ -11,12 +11,22 @@ from potstill.recipe.section import Between, Count, Fraction, Index, NonNegative
 
 
 class DatasetSource(Section):
-    """Prompts and responses from the stage's data, or plain text of another file; in a seeded order."""
+    """Prompts and responses from the stage's data in a seeded order, or plain text of its own.
+
+    ``path`` of plain text: a .txt file with a document on each line; a .jsonl, .csv or .parquet file, or a folder of
+    such files; a folder of blocks, made by ``potstill data prepare`` or by MiniLLM; or ``datasets:NAME[:SPLIT]``, which
+    the ``datasets`` library streams.
+    """
 
     name: Literal["dataset"] = "dataset"
     view: Literal["response", "plain_text"] = "response"
-    path: str | None = None  # of plain text: a .txt file, or a .jsonl, .csv or .parquet file with a field "text"
+    path: str | None = None
+    field: str = "text"  # of the text in a row
     block_tokens: Annotated[int, Field(strict=True, ge=2)] = 512  # of plain text; MiniLLM's length in all
+    streamed: bool = False  # files are read while training goes on, not before; datasets:NAME always is
+    buffer_rows: Count = 1000  # rows that are held and shuffled at a time, where streamed
+    subset: str | None = None  # of datasets:NAME, where it has several
+    revision: str | None = None  # of datasets:NAME: a branch, tag or commit
 
     @model_validator(mode="after")
     def _has_a_file(self) -> Self:
@@ -24,6 +34,20 @@ class DatasetSource(Section):
             raise ValueError(
                 f"view is {self.view} and path is {self.path}. Plain text needs a path, and only it has one"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _fits_path(self) -> Self:
+        of_library = (self.path or "").startswith("datasets:")
+        wrong = {
+            "plain text": () if self.path else ("field", "block_tokens", "streamed"),
+            "what is streamed": () if self.streamed or of_library else ("buffer_rows",),
+            "path datasets:NAME": () if of_library else ("subset", "revision"),
+        }
+        for what, names in wrong.items():
+            for name in names:
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name} is only for {what}, and path is {self.path}. Leave it out")
         return self
 
 

@@ -17,7 +17,8 @@ class Data(Section):
     """Rows of prompts and responses, and how they become tokens."""
 
     shorthand: ClassVar[str | None] = "path"
-    path: str = "starter"  # a .jsonl, .csv or .parquet file, a named split as "cqa:train", or "starter": potstill's own
+    path: str = "starter"  # a .jsonl, .csv or .parquet file, a named split as "cqa:train", a folder of prepared rows or
+    # of MiniLLM's .bin/.idx, or "starter": potstill's own
     heldout: str | None = None  # likewise, of its own; where unset, heldout_fraction of the rows is set aside
     format: Literal["prompt_response", "dolly", "chat"] = "prompt_response"
     fields: dict[Literal["prompt", "response", "id"], str] = Field(default_factory=dict)  # our name: the file's name
@@ -28,6 +29,7 @@ class Data(Section):
     max_validation: Count = 64
     max_prompt_tokens: Count = 256  # MiniLLM
     max_response_tokens: Count = 256  # MiniLLM: 512 in all
+    long_prompts: Literal["skip", "shorten"] = "skip"  # over max_prompt_tokens; skip: MiniLLM. shorten: input's middle
     max_bad_rows: Fraction = 0.01  # above this share of quarantined rows the run stops
 
 

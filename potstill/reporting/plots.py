@@ -141,7 +141,7 @@ def svg(chart: Chart, prefix: str) -> str:
         FigureCanvasSVG(figure)
         figure.subplots_adjust(**MARGINS)
         _draw(figure.add_subplot(), chart)
-        return _inline(_written(figure), chart.title, prefix)
+        return inline(_written(figure), f"{chart.title} by step", prefix)
 
 
 def _draw(axes: Axes, chart: Chart) -> None:
@@ -169,15 +169,20 @@ def _written(figure: Figure) -> str:
     return target.getvalue()
 
 
-def _inline(document: str, title: str, prefix: str) -> str:
-    """A whole SVG file as an element of a page. It holds only what ``_draw`` drew, so plain patterns are enough."""
-    element = document[document.index("<svg") :]
+def inline(document: str, label: str, prefix: str) -> str:
+    """A whole SVG file as an element of a page.
+
+    It holds only what was drawn here and in ``comparison.plot``, so plain patterns are enough.
+
+    Args:
+        label: what it shows, for those who do not see it. prefix: put before every id.
+    """
+    element = document[document.index("<svg ") + len("<svg ") :].strip()
     element = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", element, flags=re.DOTALL)
     element = re.sub(r'\b(id="|xlink:href="#|url\(#)', rf"\g<1>{prefix}-", element)
     for drawn, shown in PAGE_COLOURS.items():
         element = element.replace(drawn, shown)
-    label = html.escape(one_line(title), quote=True)
-    return f'<svg role="img" aria-label="{label} by step" ' + element.removeprefix("<svg ").strip()
+    return f'<svg role="img" aria-label="{html.escape(one_line(label), quote=True)}" {element}'
 
 
 def _keys(lines: Iterable[dict[str, Any]], prefix: str) -> list[str]:

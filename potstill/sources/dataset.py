@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from potstill.data.collate import collate
 from potstill.data.examples import Tokenised
@@ -12,19 +12,37 @@ from potstill.sources.source import Share
 from potstill.types import Batch
 
 
+class Order(Protocol):
+    """Which examples are drawn next: ``indices``, or another function of the same arguments."""
+
+    def __call__(
+        self, position: int, count: int, num_examples: int, seed: int, *, shuffled_from: int = 0
+    ) -> list[int]: ...
+
+
 class DatasetSource:
     """Draws global batches from an endless run of shuffled epochs; its position is the number of examples drawn.
 
     Args:
         examples: of an epoch. seed: of their order. pad_id: any token.
         first_in_order: the first epoch keeps the examples' own order.
+        order: of all epochs; ``scattered`` for examples whose order alone would fill memory.
     """
 
-    def __init__(self, examples: Sequence[Tokenised], *, seed: int, pad_id: int, first_in_order: bool = False):
+    def __init__(
+        self,
+        examples: Sequence[Tokenised],
+        *,
+        seed: int,
+        pad_id: int,
+        first_in_order: bool = False,
+        order: Order = indices,
+    ):
         self.examples = examples
         self.seed = seed
         self.pad_id = pad_id
         self._shuffled_from = int(first_in_order)
+        self._order = order
         self.position = 0
 
     def next(self, share: Share, progress: float = 0.0) -> list[Batch]:
@@ -32,7 +50,7 @@ class DatasetSource:
 
     def draw(self, share: Share) -> list[Tokenised]:
         """This process's examples of the next global batch."""
-        drawn = indices(
+        drawn = self._order(
             self.position, share.batch_size, len(self.examples), self.seed, shuffled_from=self._shuffled_from
         )
         self.position += share.batch_size

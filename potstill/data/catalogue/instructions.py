@@ -31,6 +31,7 @@ def _item(row: Row) -> Item:
         _outputs(row),
         group=optional_text(row.values, "topic", "category") or "",
         content=example.prompt[before:-after],
+        input_span=example.input_span,
     )
 
 

@@ -20,6 +20,8 @@ class Item:
         group: the part of the data set, where figures are given by part: a round, a category.
         rationale: why the answer is right, where the data set or another model says so.
         content: the item's own words in the prompt, without a frame that all items share; None where that is all of it.
+        input_span: (start, end) of the part of the prompt that is cut first where it is too long; None where the item
+            does not tell it from its instruction, and empty where it has none.
     """
 
     id: str
@@ -30,9 +32,19 @@ class Item:
     group: str = ""
     rationale: str | None = None
     content: str | None = None
+    input_span: tuple[int, int] | None = None
 
     def example(self) -> Example:
-        """The item as a row to train on: its prompt with its first reference. Raises: ValueError where it has none."""
+        """The item as a row to train on: its prompt with its first reference.
+
+        What may be cut of it is its input, where it does not tell that its content, and nothing where it has neither:
+        the middle of a bare prompt may be the question, or an option.
+
+        Raises: ValueError where it has no reference.
+        """
         if not self.references:
             raise ValueError(f"{self.id} has no reference to train on")
-        return Example(self.prompt, self.references[0], self.id, content=self.content)
+        start = self.prompt.find(self.content) if self.content else -1
+        own = (start, start + len(self.content or "")) if start >= 0 else (0, 0)
+        span = own if self.input_span is None else self.input_span
+        return Example(self.prompt, self.references[0], self.id, content=self.content, input_span=span)

@@ -44,7 +44,9 @@ def _number(values: dict[str, Any], name: str) -> str:
     value = values.get(name)
     if isinstance(value, str) and NUMBER.fullmatch(value.strip()):
         return value.strip()
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)  # of any size: a float need not hold it
+    if not isinstance(value, float) or not math.isfinite(value):
         raise Unusable(f"field {name!r} is {kind_of(value)}, not a number")
     return str(int(value)) if value == value // 1 else repr(value)
 

@@ -11,7 +11,7 @@ from potstill.data.catalogue.item import Item
 from potstill.data.examples import Unusable
 from potstill.data.formats import text_of
 from potstill.data.quarantine import excerpt
-from potstill.data.reader import MAX_ROW_BYTES, BadRow, Row, kind_of, read_jsonl_rows, read_rows
+from potstill.data.reader import MAX_ROW_BYTES, BadRow, Row, kind_of, opened, over_long, read_jsonl_rows, read_rows
 from potstill.errors import DataError
 
 
@@ -43,18 +43,29 @@ def rows_of(file: Path) -> Iterator[Row | BadRow]:
         return read_rows(file)
     if not file.is_file() or file.stat().st_size == 0:
         raise DataError(f"{file} is not a file with rows", "download it again")
-    with file.open("rb") as handle:
+    with opened(file) as handle:
         beginning = handle.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n")
     return _array_rows(file) if beginning.startswith(b"[") else read_jsonl_rows(file, MAX_ROW_BYTES)
 
 
 def _array_rows(file: Path) -> Iterator[Row | BadRow]:
+    short = file.stat().st_size <= MAX_ROW_BYTES  # and so are all its rows
     for number, value in enumerate(array(file), start=1):
         where = f"{file.name}:{number}"
-        if isinstance(value, dict):
-            yield Row(where, value)
-        else:
+        if not isinstance(value, dict):
             yield BadRow(where, f"not a JSON object but {kind_of(value)}", repr(value)[:200])
+        elif not short and num_bytes(value) > MAX_ROW_BYTES:
+            yield BadRow(where, over_long(MAX_ROW_BYTES), excerpt(Row(where, value)))
+        else:
+            yield Row(where, value)
+
+
+def num_bytes(value: Any) -> int:
+    """How long a value would be as a line of its own."""
+    try:
+        return len(json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    except RecursionError:  # nested as deeply as can be read: its fields say what is wrong with it
+        return 0
 
 
 def array(file: Path) -> list[Any]:
@@ -92,8 +103,9 @@ def optional_text(values: dict[str, Any], *names: str) -> str | None:
 
 
 def id_of(row: Row, *names: str) -> str:
-    """The row's own id, or where it stands."""
-    value = row.values.get(name_of(row.values, *names))
+    """The row's own id, or where it stands. Raises: Unusable for text that no seed can be made of."""
+    name = name_of(row.values, *names)
+    value = row.values.get(name)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    return value if isinstance(value, str) and value.strip() else row.where
+    return text_of(row.values, name) if isinstance(value, str) and value.strip() else row.where

@@ -59,9 +59,7 @@ def packed(
         counts: filled as the blocks are taken.
     Raises: DataError for a tokenizer without an end-of-sequence token, a block under 2 tokens, or no workers.
     """
-    if tokenizer.eos_token_id is None:
-        cause = "the tokenizer has no end-of-sequence token to put between documents"
-        raise DataError(cause, "set eos_token in its tokenizer_config.json, or choose another")
+    check_tokenizer(tokenizer)
     if block_size < 2 or workers < 1 or (num_blocks is not None and num_blocks < 1):
         cause = f"blocks of {block_size} tokens, {num_blocks} of them, by {workers} workers cannot be made"
         raise DataError(cause, "give a block_size of at least 2, workers of at least 1, num_blocks of at least 1")
@@ -71,13 +69,20 @@ def packed(
     )
 
 
+def check_tokenizer(tokenizer: Any) -> None:
+    """Refuse one that cannot end a document. Raises: DataError."""
+    if tokenizer.eos_token_id is None:
+        cause = "the tokenizer has no end-of-sequence token to put between documents"
+        raise DataError(cause, "set eos_token in its tokenizer_config.json, or choose another")
+
+
 def _blocks(
     batches: Generator[list[Tokenised]], eos_id: int, size: int, limit: int | None, counts: Counts, on_bad: OnBad
 ) -> Generator[Ids]:
     rest: Ids = np.empty(0, np.int64)
     with closing(batches):  # and so the processes, where it stops early
         for batch in batches:
-            rest = np.concatenate([rest, *_ended(batch, eos_id, counts, on_bad)])
+            rest = np.concatenate([rest, *ended(batch, eos_id, counts, on_bad)])
             counts.dropped_tokens = len(rest)
             start = 0
             for start in range(size, len(rest) + 1, size):
@@ -90,8 +95,8 @@ def _blocks(
     counts.read_to_end = True
 
 
-def _ended(batch: list[Tokenised], eos_id: int, counts: Counts, on_bad: OnBad) -> Iterator[Ids]:
-    """The ids of each document that can be used, and its end."""
+def ended(batch: list[Tokenised], eos_id: int, counts: Counts, on_bad: OnBad) -> Iterator[Ids]:
+    """The ids of each document that can be used, and its end; those that cannot are counted."""
     for ids in batch:
         if isinstance(ids, BadRow):
             counts.bad_rows += 1

@@ -75,7 +75,7 @@ def texts(
     """As ``documents``, and each bad row in its place."""
     for file in source_files(paths):
         for row in rows_of(file, field, whole_files=whole_files, max_row_bytes=max_document_bytes):
-            text = _text(row, field)
+            text = text_in(row, field)
             if isinstance(text, BadRow) or text.strip():
                 yield text
 
@@ -87,7 +87,8 @@ def rows_of(file: Path, field: str, *, whole_files: bool, max_row_bytes: int) ->
     return (_whole_file if whole_files else _text_lines)(file, field, max_row_bytes)
 
 
-def _text(row: Row | BadRow, field: str) -> str | BadRow:
+def text_in(row: Row | BadRow, field: str) -> str | BadRow:
+    """The text of a row, empty perhaps; a bad row where there is none."""
     if isinstance(row, BadRow):
         return row
     try:

@@ -29,23 +29,29 @@ def tokenised(documents: Iterable[str | BadRow], tokenizer: Any, workers: int) -
     Raises: PotstillError where a worker dies.
     """
     batches = _batches(documents)
-    return (_encode(batch, tokenizer) for batch in batches) if workers == 1 else _parallel(batches, tokenizer, workers)
+    return (encode(batch, tokenizer) for batch in batches) if workers == 1 else _parallel(batches, tokenizer, workers)
 
 
 def _batches(documents: Iterable[str | BadRow]) -> Iterator[Batch]:
+    waiting = iter(documents)
+    while batch := next_batch(waiting):
+        yield batch
+
+
+def next_batch(documents: Iterator[str | BadRow]) -> Batch:
+    """The next documents, as many as are tokenised at once, and none read beyond them; empty at the end."""
     batch: Batch = []
     chars = 0
     for document in documents:
         batch.append(document)
         chars += len(document) if isinstance(document, str) else 0
         if len(batch) == BATCH_DOCUMENTS or chars >= BATCH_CHARS:
-            yield batch
-            batch, chars = [], 0
-    if batch:
-        yield batch
+            break
+    return batch
 
 
-def _encode(batch: Batch, tokenizer: Any) -> list[Tokenised]:
+def encode(batch: Batch, tokenizer: Any) -> list[Tokenised]:
+    """The ids of each document, int64 of shape (tokens,); bad rows stay in their places."""
     texts = [document for document in batch if isinstance(document, str)]
     options = {"add_special_tokens": False, "padding": False, "truncation": False, "verbose": False}
     rows = iter(tokenizer(texts, **options)["input_ids"] if texts else [])
@@ -91,4 +97,4 @@ def _end_with_parent() -> None:
 
 
 def _encode_mine(batch: Batch) -> list[Tokenised]:
-    return _encode(batch, _mine)
+    return encode(batch, _mine)

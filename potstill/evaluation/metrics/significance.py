@@ -268,7 +268,7 @@ def _percentiles(values: Float[np.ndarray, " draw"], level: float) -> Interval:
 
 def _two_sided(null: Float[np.ndarray, " draw"], seen: float) -> float:
     """Share of draws under no difference that are as far from 0 as what was seen, which counts as one of them."""
-    if math.isnan(seen):
+    if not math.isfinite(seen):
         return math.nan
     nearly = abs(seen) * (1 - 1e-9)  # the same sum in another order may differ in its last digit
     return float((1 + (np.abs(null) >= nearly).sum()) / (1 + len(null)))

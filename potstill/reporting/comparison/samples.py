@@ -62,5 +62,5 @@ def _first(predictions: Mapping[str, Any]) -> str | None:
 
 
 def _spread(answers: Sequence[Answer]) -> float:
-    scores = [a.score for a in answers if a.score is not None and a.entry.role in ("student", "sft")]
+    scores = [a.score for a in answers if a.score is not None and a.entry.is_trained]
     return max(scores) - min(scores) if len(scores) > 1 else 0.0

@@ -52,6 +52,10 @@ class Entry:
     size_on_disk_bytes: float | None = None
     tokens_per_s: float | None = None
 
+    @property
+    def is_trained(self) -> bool:
+        return self.role in ("sft", "student")
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -156,7 +160,7 @@ def _cell(measure: Measure, entry: Entry, against: Against | None) -> Cell:
 def _gap(measure: Measure, entry: Entry) -> GapClosed | None:
     """The share of the gap that an own student closed, on examples that all three models were asked."""
     ends = measure.between.get(entry.key)
-    if not ends or entry.role not in ("sft", "student"):
+    if not ends or not entry.is_trained:
         return None
     columns, weights = _common(measure, (entry.key, *ends))
     return gap_closed(*columns, weights=weights) if weights else None

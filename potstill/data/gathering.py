@@ -1,0 +1,110 @@
+"""The rows of a recipe's files as examples, with those that cannot be used set apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import file_digest, sha256
+from pathlib import Path
+from typing import Any
+
+from potstill.data import datasets
+from potstill.data.catalogue import DATASETS, load
+from potstill.data.datasets import Named, Place
+from potstill.data.formats import check_fields, example_of
+from potstill.data.quarantine import Sifted, judge, sift, write_quarantine
+from potstill.data.reader import EXCERPT_CHARS, BadRow, read_rows
+from potstill.data.tokenise import Template, check_example, choose_template
+from potstill.errors import DataError
+from potstill.recipe import Data
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file, or a split of a named data set, and its rows, sorted."""
+
+    place: Place
+    sha256: str
+    rows: Sifted
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        return {
+            "file": datasets.shown(self.place),
+            "sha256": self.sha256,
+            "rows": self.rows.num_rows,
+            "quarantined": len(self.rows.bad),
+        }
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """The sources of train rows and, where there are any, of held-out ones; and how their prompts are framed."""
+
+    sources: dict[str, Source]
+    template: Template
+
+    @property
+    def bad(self) -> list[BadRow]:
+        return [row for source in self.sources.values() for row in source.rows.bad]
+
+
+def gather(config: Data, tokenizer: Any, *, quarantine_file: Path | None = None) -> Gathered:
+    """The rows of ``config``'s files. The bad ones are on disk before anything is refused because of them.
+
+    Raises: DataError for a file that cannot be read, has too many bad rows, or is both files.
+    """
+    train, heldout = datasets.train_place(config), datasets.heldout_place(config)
+    places = {"train": train} | ({"heldout": heldout} if heldout else {})
+    return _read(places, config, tokenizer, _template(config, tokenizer, train), quarantine_file)
+
+
+def gather_measured(config: Data, tokenizer: Any) -> Gathered:
+    """The rows a model is measured on outside a run: of the held-out file, else of the other. Raises: DataError."""
+    place = datasets.heldout_place(config) or datasets.train_place(config)
+    return _read({"heldout": place}, config, tokenizer, _template(config, tokenizer, place), None)
+
+
+def _template(config: Data, tokenizer: Any, place: Place) -> Template:
+    """The template that is asked for; auto is none for a data set whose prompts are framed already."""
+    if isinstance(place, Named) and DATASETS[place.name].framed and config.template == "auto":
+        return "none"
+    return choose_template(config, tokenizer)
+
+
+def _read(
+    places: dict[str, Place], config: Data, tokenizer: Any, template: Template, quarantine_file: Path | None
+) -> Gathered:
+    check_fields(config)
+    found = Gathered({name: _source(place, config, tokenizer, template) for name, place in places.items()}, template)
+    if quarantine_file:
+        write_quarantine(quarantine_file, found.bad)
+    for source in found.sources.values():
+        judge(source.place, source.rows, config.max_bad_rows, quarantine_file)
+    if len({source.sha256 for source in found.sources.values()}) < len(found.sources):
+        raise DataError(
+            f"data.heldout={config.heldout} holds the same rows as data.path={config.path}",
+            "leave data.heldout out, and a share of the rows is held out",
+        )
+    return found
+
+
+def _source(place: Place, config: Data, tokenizer: Any, template: Template) -> Source:
+    if isinstance(place, Named):
+        return _named_source(place, tokenizer, template)
+    rows = read_rows(place, names=datasets.NAMES)
+    sifted = sift(rows, lambda row: check_example(example_of(row, config), tokenizer, template))
+    with open(place, "rb") as handle:
+        return Source(place, file_digest(handle, "sha256").hexdigest(), sifted)
+
+
+def _named_source(place: Named, tokenizer: Any, template: Template) -> Source:
+    """A split of a named data set. What cannot be trained on is a bad row; the hash is that of its files' hashes."""
+    loaded = load(place.name, place.split)
+    examples, bad = [], list(loaded.bad)
+    for item in loaded.items:
+        try:
+            examples.append(check_example(item.example(), tokenizer, template))
+        except ValueError as reason:  # Unusable is one
+            bad.append(BadRow(item.id, str(reason), item.prompt[:EXCERPT_CHARS]))
+    digest = sha256("".join(sorted(loaded.sha256.values())).encode()).hexdigest()
+    return Source(place, digest, Sifted(tuple(examples), tuple(bad)))
