@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from potstill import assembly, recipe_io
@@ -108,9 +109,10 @@ def check_texts(
     source, revision = assembly.source_of(stage)
     named = [(source, revision), *([(stage.teacher.model, stage.teacher.revision)] if stage.teacher else [])]
     configs = [config_of(name, revision=version, allow_remote_code=allow_remote_code) for name, version in named]
-    rows = (*data.train, *data.validation, *data.heldout, *map(a_block, plain_text.values()))
     longest = max(len(row.prompt_ids) for row in data.train)
     for config in configs:
+        # Chained anew for each: rows that lie in files are read and let go.
+        rows = chain(data.train, data.validation, data.heldout, map(a_block, plain_text.values()))
         check_lengths(config, rows, _answered(stage, data), stage.evaluation)
         for rollout in filter(None, (schema.rollout_of(stream.source) for stream in stage.streams)):
             check_decodable(config.get_text_config(), longest + rollout.max_new_tokens)

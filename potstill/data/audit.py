@@ -10,12 +10,10 @@ from pathlib import Path
 
 from potstill.data.examples import Example
 from potstill.data.formats import check_fields, example_of
-from potstill.data.overlap import overlap, words
+from potstill.data.overlap import NEARLY, overlap, shingles
 from potstill.data.quarantine import sift
 from potstill.data.reader import read_rows
 from potstill.recipe import Data
-
-SHINGLE = 3  # words in a row; a text of fewer is one shingle
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Audit:
     within: tuple[Pair, ...]
 
 
-def audit(train: Path, test: Path, config: Data, *, threshold: float = 0.8) -> Audit:
+def audit(train: Path, test: Path, config: Data, *, threshold: float = NEARLY) -> Audit:
     """Compare the rows of two files, prompts and responses, each row's own words only.
 
     Args:
@@ -52,14 +50,14 @@ def audit(train: Path, test: Path, config: Data, *, threshold: float = 0.8) -> A
         "test_rows": len(asked),
         "unusable_rows": sum(len(part.bad) for part in sifted),
         **overlap(asked, rows),
-        "test_rows_near_a_train_row": len({pair.one for pair in across}),
+        "near_duplicate_rows": len({pair.one for pair in across}),  # at this threshold
         "train_rows_near_another": len({id for pair in within for id in (pair.one, pair.other)}),
     }
     return Audit(figures, across, within)
 
 
 def near_duplicates(
-    ones: Sequence[Example], others: Sequence[Example] | None = None, threshold: float = 0.8
+    ones: Sequence[Example], others: Sequence[Example] | None = None, threshold: float = NEARLY
 ) -> tuple[Pair, ...]:
     """All pairs whose similarity reaches the threshold, the most alike first; among ``ones`` where ``others`` is None.
 
@@ -72,28 +70,21 @@ def near_duplicates(
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"a threshold of {threshold}: give one above 0 and at most 1")
-    left = [_shingles(example) for example in ones]
-    right = left if others is None else [_shingles(example) for example in others]
+    left = [shingles(example) for example in ones]
+    right = left if others is None else [shingles(example) for example in others]
     frequency = Counter(shingle for some in (left if others is None else [*left, *right]) for shingle in some)
     known: dict[Hashable, list[int]] = defaultdict(list)
-    for at, shingles in enumerate(right):
-        for shingle in _rarest(shingles, frequency, threshold):
+    for at, own in enumerate(right):
+        for shingle in _rarest(own, frequency, threshold):
             known[shingle].append(at)
     names = ones if others is None else others
     found = [
         Pair(ones[one].id, names[other].id, similarity)
-        for one, shingles in enumerate(left)
-        for other in {other for shingle in _rarest(shingles, frequency, threshold) for other in known[shingle]}
-        if (others is not None or one < other) and (similarity := _jaccard(shingles, right[other])) >= threshold
+        for one, own in enumerate(left)
+        for other in {other for shingle in _rarest(own, frequency, threshold) for other in known[shingle]}
+        if (others is not None or one < other) and (similarity := _jaccard(own, right[other])) >= threshold
     ]
     return tuple(sorted(found, key=lambda pair: (-pair.similarity, pair.one, pair.other)))
-
-
-def _shingles(example: Example) -> frozenset[Hashable]:
-    said = words(f"{example.own_words}\n{example.response}")
-    if len(said) < SHINGLE:
-        return frozenset([tuple(said)] if said else [])
-    return frozenset(tuple(said[at : at + SHINGLE]) for at in range(len(said) - SHINGLE + 1))
 
 
 def _rarest(shingles: frozenset[Hashable], frequency: Counter[Hashable], threshold: float) -> list[Hashable]:

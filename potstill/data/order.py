@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 
 def indices(position: int, count: int, num_examples: int, seed: int, *, shuffled_from: int = 0) -> list[int]:
@@ -23,10 +25,11 @@ def indices(position: int, count: int, num_examples: int, seed: int, *, shuffled
         raise ValueError(f"cannot draw {count} examples at position {position} of {num_examples}")
     places = (divmod(place, num_examples) for place in range(position, position + count))
     return [
-        _epoch(num_examples, seed + epoch)[offset] if epoch >= shuffled_from else offset for epoch, offset in places
+        int(_epoch(num_examples, seed + epoch)[offset]) if epoch >= shuffled_from else offset
+        for epoch, offset in places
     ]
 
 
 @lru_cache(maxsize=4)  # so that a step costs the same in an epoch of a million examples
-def _epoch(num_examples: int, seed: int) -> tuple[int, ...]:
-    return tuple(torch.randperm(num_examples, generator=torch.Generator().manual_seed(seed)).tolist())
+def _epoch(num_examples: int, seed: int) -> Int[Tensor, " example"]:
+    return torch.randperm(num_examples, generator=torch.Generator().manual_seed(seed))

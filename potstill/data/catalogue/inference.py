@@ -52,6 +52,7 @@ def nli_item(row: Row, group: str = "") -> Item:
         group=group,
         rationale=optional_text(values, "reason", "explanation_1", "Explanation_1", "human_rationale"),
         content=CONTENT.format(**words),
+        input_span=(0, len(premise)),  # the prompt begins with it
     )
 
 

@@ -54,6 +54,7 @@ class CorpusBlocks(Sequence[Tokenised]):
         self._check_lengths(split, block_tokens)
         for number in np.linspace(0, len(self) - 1, min(LOOKED_AT, len(self)), dtype=np.int64):
             self._ids(int(number))
+        self._tokens.expect_random_reads()
 
     def __len__(self) -> int:
         return len(self._tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -67,7 +68,7 @@ def open_records(folder: Path, config: Data, tokenizer: Any, *, quarantine_file:
     }
     unused = sum(len(one.good) for one in sets.values()) - sum(tally.rows for tally in tallies.values())
     files = {name: _file_counts(folder, one) for name, one in sets.items()}
-    given_away = overlap(_examples(rows["heldout"]), _examples(rows["train"]))
+    given_away = overlap(list(_examples(rows["heldout"])), _examples(rows["train"]))
     counts = {"format": "bin/idx", "template": "none"}
     counts |= totals(files, {name: tallies[name] for name in SPLITS}, unused=unused, overlap=given_away)
     return Prepared(rows["train"], rows["validation"], rows["heldout"], counts)
@@ -156,6 +157,6 @@ def _file_counts(folder: Path, read: Read) -> dict[str, Any]:
     }
 
 
-def _examples(rows: RecordRows) -> list[Example]:
-    """Rows as text, without Alpaca's frame: what overlap is measured on. Held only while it is."""
-    return [Example(row.prompt, row.response, row.example_id, content=without_frame(row.prompt)) for row in rows]
+def _examples(rows: RecordRows) -> Iterator[Example]:
+    """Rows as text, without Alpaca's frame: what overlap is measured on."""
+    return (Example(row.prompt, row.response, row.example_id, content=without_frame(row.prompt)) for row in rows)

@@ -100,7 +100,9 @@ def read_set(folder: Path, name: str, config: Data, tokenizer: Any) -> Read:
         else:
             kind[place] = KINDS.index(_skip(prompt, body, config))
             sizes[place] = len(prompt), len(body) + 1
-    return Read(name, tokens, _hash(folder, name), kind, sizes, tuple(bad))
+    found = Read(name, tokens, _hash(folder, name), kind, sizes, tuple(bad))
+    tokens.expect_random_reads()  # from here on in the order of training
+    return found
 
 
 def parts_of(tokens: IndexedTokens, name: str, place: int) -> tuple[Ids, Ids]:

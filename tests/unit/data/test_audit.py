@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from potstill.data.audit import SHINGLE, audit, near_duplicates
+from potstill.data.audit import audit, near_duplicates
 from potstill.data.examples import Example
-from potstill.data.overlap import words
+from potstill.data.overlap import SHINGLE, words
 from potstill.recipe import Data
 
 TEXT = "A small pot still makes a strong spirit from a weak wash, and a goat ate the hat of the man who made it"
@@ -89,7 +89,7 @@ def test_two_files_are_compared_and_what_cannot_be_used_is_counted(tmp_path: Pat
     assert found.figures["test_rows"] == 3
     assert found.figures["unusable_rows"] == 1
     assert found.figures["duplicate_rows"] == 1
-    assert found.figures["test_rows_near_a_train_row"] == 2
+    assert found.figures["near_duplicate_rows"] == 2
     assert found.figures["train_rows_near_another"] == 4
     assert found.figures["shared_8gram_response_share"] == pytest.approx(2 / 3, abs=1e-6)
     assert found.across[0].similarity == 1.0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+
+from potstill.data.audit import near_duplicates
 from potstill.data.examples import Example
 from potstill.data.formats import example_of
 from potstill.data.overlap import overlap
@@ -53,3 +56,23 @@ def test_the_frame_that_every_row_shares_is_not_overlap():
         for text in ("Name a bird.", "Count to ten.")
     )
     assert overlap(heldout, train)["shared_8gram_prompt_share"] == 0.0
+
+
+def test_near_duplicates_are_those_that_the_audit_finds():
+    """Counted with the held-out rows alone in memory; the audit names the pairs."""
+    words = random.Random(0).choices("abcdefghij", k=4000)
+    train = [row(" ".join(words[at : at + 30]), " ".join(words[at + 30 : at + 40])) for at in range(0, 3000, 40)]
+    changed = [
+        row(f"{one.prompt} {' '.join(map(str, range(extra)))}", one.response) for extra, one in enumerate(train[:12])
+    ]
+    heldout = [*changed, row("x", "y"), row("p q", "r"), row("", "")]
+    pairs = near_duplicates(heldout, train, 0.8)
+    found = overlap(heldout, iter([*train, row("p q", "r")]))["near_duplicate_rows"]
+    near = {round(pair.similarity, 6) for pair in pairs}
+    assert max(near) == 1
+    assert 1 <= len(pairs) < 12  # some of them are too far
+    assert found == len(pairs) + 1  # and the short one
+
+
+def test_train_rows_are_looked_through_once():
+    assert overlap([row("a", "b")], iter([row("c", "d"), row("a", "b")]))["duplicate_rows"] == 1
