@@ -16,6 +16,7 @@ SKIPS: dict[Skip, str] = {
     "long_prompt": "skipped_long_prompts",
     "empty_prompt": "skipped_empty_prompts",
     "empty_response": "skipped_empty_responses",
+    "inner_end": "skipped_inner_ends",
 }
 
 
@@ -85,6 +86,7 @@ class Tally:
             "long_prompt": f"prompts are longer than data.max_prompt_tokens={max_prompt_tokens}",
             "empty_prompt": "prompts have no tokens",
             "empty_response": "responses have no tokens",
+            "inner_end": "responses hold the end of a sequence before their end",
         }[skip]
         fix = "raise data.max_prompt_tokens, or shorten the prompts" if skip == "long_prompt" else "mend the rows"
         raise DataError(f"no {name} rows are left: {count} of {self.skipped.total()} {why}", fix)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, Literal, TypeAlias
 
 from jinja2 import TemplateError
@@ -14,8 +15,9 @@ from potstill.recipe import Data
 Template: TypeAlias = Literal["chat", "none"]
 Ids: TypeAlias = list[int]
 # Why an example is left out: its prompt is over the limit (a cut one would not be the same question); it has no prompt
-# token, so that no state predicts the first response token; it has no response token.
-Skip: TypeAlias = Literal["long_prompt", "empty_prompt", "empty_response"]
+# token, so that no state predicts the first response token; it has no response token; the end of a sequence stands
+# inside its response, where the tokenizer makes it of other letters than its own, so that the text did not show it.
+Skip: TypeAlias = Literal["long_prompt", "empty_prompt", "empty_response", "inner_end"]
 
 
 def choose_template(config: Data, tokenizer: Any) -> Template:
@@ -112,6 +114,8 @@ def _one(
         return "long_prompt"
     if not response:
         return "empty_response"
+    if eos_id in response[:-1]:
+        return "inner_end"
     ended = response if response[-1] == eos_id else [*response, eos_id]
     return Tokenised(
         example_id=example.id,
@@ -153,7 +157,10 @@ def _encode(tokenizer: Any, texts: Sequence[str], special: bool) -> list[Ids]:
 
 def _num_added_at_end(tokenizer: Any) -> int:
     """How many tokens the tokenizer puts after a text. By position: an id may be the beginning's and the end's."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    framed = tokenizer("a", add_special_tokens=True)["input_ids"]
+    # Not a text of no tokens: it would not show what comes before it and what after.
+    known = chain.from_iterable(some() for some in (lambda: ("a", "0"), tokenizer.get_vocab))
+    text = next((text for text in known if tokenizer(text, add_special_tokens=False)["input_ids"]), "a")
+    bare = tokenizer(text, add_special_tokens=False)["input_ids"]
+    framed = tokenizer(text, add_special_tokens=True)["input_ids"]
     starts = (start for start in range(len(framed) - len(bare) + 1) if framed[start : start + len(bare)] == bare)
     return len(framed) - next(starts, len(framed) - len(bare)) - len(bare)
