@@ -14,6 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 from potstill.reporting import plots, settings, tables
+from potstill.reporting.comparison.notes import how_often_seen
 from potstill.reporting.facts import Block, blocks
 from potstill.reporting.panel import panel
 from potstill.reporting.text import clean_text, one_line
@@ -47,6 +48,7 @@ def render(run: Run) -> str:
         recipe=settings.recipe_text(run),
         facts=_facts(run),
         measured_with=settings.measured_with(run),
+        how_often_seen=how_often_seen(run),
     )  # fmt: skip
 
 

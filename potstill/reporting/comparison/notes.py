@@ -74,24 +74,29 @@ def hygiene(runs: Sequence[Run], results: Mapping[str, Sequence[Result]]) -> Ite
         f"Each student is the checkpoint that was best on the validation rows, by {' or '.join(chosen)}; its held-out "
         "rows were measured once, after training, and chose nothing."
     )
-    for run in runs:
-        if len(seen := looked_at(run)) > 1:
-            yield (
-                f"The held-out rows of {run.name} were measured in {len(seen)} runs of its folder. Whoever picks the "
-                "best of them by these figures has chosen on the test rows: confirm it on rows that no run has seen."
-            )
-            break
+    if found := next(filter(None, map(how_often_seen, runs)), None):
+        yield found
     for name, count in _models_asked(results).items():
         if count > 1:
             yield f"{name}: {count} models have been asked these items so far, the teacher and the untouched included"
+
+
+def how_often_seen(run: Run) -> str | None:
+    """What follows from other runs having been measured on the same rows; None where there are none."""
+    if len(seen := looked_at(run)) < 2:
+        return None
+    return (
+        f"The held-out rows of {run.name} were measured in {len(seen)} runs of its folder. Whoever picks the best of "
+        "them by these figures has chosen on the test rows: confirm it on rows that no run has seen."
+    )
 
 
 def looked_at(run: Run) -> list[str]:
     """Names of the runs beside it, itself included, that have measured a student on the same held-out rows."""
     siblings = sorted(run.path.resolve().parent.iterdir()) if run.path.exists() else []
     others = [Run(path) for path in siblings if not path.is_symlink() and (path / "recipe.yaml").is_file()]
-    own = held_out(run)[0]
-    return [other.name for other in others if "student_after" in other.evaluations() and held_out(other)[0] == own]
+    own = _held_out_file(run)
+    return [other.name for other in others if _held_out_file(other) == own and "student_after" in other.evaluations()]
 
 
 def _models_asked(results: Mapping[str, Sequence[Result]]) -> dict[str, int]:
@@ -117,10 +122,14 @@ def held_out(run: Run) -> Any:
     """What says which rows were held out: the files by content, how rows become tokens, and how many were measured."""
     data = settings.stage(run).get("data")
     rest = {k: v for k, v in data.items() if k not in ("path", "heldout")} if isinstance(data, dict) else data
-    files = run.read("data").get("files", {})
-    source = files.get("heldout") or files.get("train") or {}  # the file of its own, or the one it was taken from
     measured = [run.evaluations().get("student_after", {}).get(key) for key in ("num_examples", "num_tokens")]
-    return source.get("sha256"), rest, measured
+    return _held_out_file(run), rest, measured
+
+
+def _held_out_file(run: Run) -> Any:
+    """The hash of the held-out rows' own file, or of the one that they were taken from."""
+    files = run.read("data").get("files", {})
+    return (files.get("heldout") or files.get("train") or {}).get("sha256")
 
 
 def _trained_on(run: Run) -> Any:

@@ -18,6 +18,7 @@ from potstill.reporting.comparison import compare, markdown
 from potstill.reporting.comparison.notes import ALWAYS, looked_at
 from potstill.reporting.comparison.table import Entry, Measure, tabulate
 from potstill.reporting.published import load_published
+from potstill.reporting.report import render
 from potstill.run import Run
 from tests.unit.reporting.fake_runs import EVALUATIONS, RECIPE, write_lines, write_run
 
@@ -184,6 +185,7 @@ def test_how_often_test_rows_were_looked_at_is_said(tmp_path: Path) -> None:
     lines = compare([one]).hygiene
     assert "chose nothing" in lines[0]
     assert "measured in 2 runs" in lines[1]
+    assert "measured in 2 runs" in render(one)
     (other.path / "eval" / "student_after.json").unlink()
     assert len(compare([one]).hygiene) == 1
 
