@@ -40,7 +40,7 @@ def distillm(
     Args:
         divergence: what is minimised.
         replay: the buffer, and how the share of the student's text adapts.
-        plain_text: a .txt file with a document on each line, or a .jsonl file with a field "text"; none: no such term.
+        plain_text: documents in a file (.txt, .jsonl), a folder of blocks, or "datasets:NAME"; none: no such term.
         plain_text_coefficient: of the cross-entropy on it.
     """
     check_plain_text(plain_text, plain_text_coefficient=plain_text_coefficient != 1)

@@ -125,7 +125,7 @@ def minillm(
         whiten: whether advantages get mean 0 and variance 1.
         weigh_single_step: whether the single step is weighted by the student's share in each token.
         clip_weights: whether the clip sees the weight.
-        plain_text: a .txt file with a document on each line, or a .jsonl file with a field "text"; none: no such term.
+        plain_text: documents in a file (.txt, .jsonl), a folder of blocks, or "datasets:NAME"; none: no such term.
         plain_text_coefficient: of its loss.
         plain_text_kd: share of its loss that is forward KL.
     """
