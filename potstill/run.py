@@ -18,14 +18,19 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
-from potstill.errors import ConfigError
+from psutil import pid_exists
+
+from potstill.errors import ConfigError, DataError
 
 RUNS = Path("runs")
 LATEST = "latest"
@@ -198,22 +203,52 @@ def replace_link(link: Path, target: str) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a whole file or nothing: a reader never sees half of it, and a crash leaves the old one."""
+    """Write a whole file or nothing: a reader never sees half of it, and a crash leaves the old one.
+
+    What a process of this machine that is gone had begun to write of the same file is removed.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8", newline="\n") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, file)
+    mine = f".{file.name}.{platform.node()}."  # a process number says nothing about another machine's processes
+    for left in file.parent.glob(f"{escape(mine)}*"):
+        pid = left.name.removeprefix(mine)
+        if re.fullmatch(r"\d{1,9}", pid) and not pid_exists(int(pid)):
+            with suppress(OSError):  # another user's
+                left.unlink()
+    temporary = file.with_name(f"{mine}{os.getpid()}")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_jsonl(file: Path) -> Iterator[dict[str, Any]]:
-    """The complete lines of a .jsonl file that this package wrote; a last line cut by a crash is passed over."""
+    """The complete lines of a .jsonl file that this package wrote; a last line cut by a crash is passed over.
+
+    Raises: DataError for a line that something else has damaged.
+    """
     if not file.exists():
         return
-    with open(file, encoding="utf-8") as handle:
-        yield from (json.loads(line) for line in handle if line.endswith("\n"))
+    with open(file, "rb") as handle:
+        for number, line in enumerate(handle, 1):
+            if not line.endswith(b"\n"):
+                return
+            if (found := json_object(line)) is None:
+                raise DataError(f"{file}:{number}: not a JSON object", "put the line right, or take it out")
+            yield found
+
+
+def json_object(text: bytes) -> dict[str, Any] | None:
+    """The JSON object that this is, in UTF-8; None where it is none."""
+    try:
+        found = json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def remove_folder(folder: Path) -> None:

@@ -34,6 +34,7 @@ from potstill.evaluation.harness_tasks import (
     open_tasks,
     set_seeds,
 )
+from potstill.evaluation.suites.kept import alone
 from potstill.evaluation.suites.subject import fingerprint_of
 from potstill.models.loading import load
 from potstill.run import read_jsonl, write_text
@@ -138,11 +139,12 @@ def _kept(told: dict[str, Any], root: Path, ask: Callable[[], tuple[list[Row], d
     """The result of these settings from the disk, or asked for now: each file is whole or not there."""
     folder = root / f"harness-{key_of(told)[:16]}"
     file = folder / "scores.json"
-    if not file.exists():
-        rows, scores = ask()
-        write_text(folder / "settings.json", json.dumps(told, indent=2) + "\n")
-        write_text(folder / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        write_text(file, json.dumps(scores, indent=2) + "\n")
+    with alone(folder, f"{told['task']}: {told['model']['name']}"):
+        if not file.exists():
+            rows, scores = ask()
+            write_text(folder / "settings.json", json.dumps(told, indent=2) + "\n")
+            write_text(folder / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+            write_text(file, json.dumps(scores, indent=2) + "\n")
     print(f"{told['task']}: {told['model']['name']} done, {folder}", file=sys.stderr, flush=True)
     return HarnessResult(folder, told, json.loads(file.read_text(encoding="utf-8")))
 

@@ -142,7 +142,7 @@ class RolloutSource:
 
 def seed_of(*parts: object) -> int:
     """A seed that depends on all parts, and is as good as independent of any other's."""
-    digest = hashlib.sha256(" ".join(map(str, parts)).encode()).digest()
+    digest = hashlib.sha256(" ".join(map(str, parts)).encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:7], "big")
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from potstill import run as runs
-from potstill.errors import ConfigError
+from potstill.errors import ConfigError, DataError
 
 
 def test_names_are_numbered_and_never_taken_twice(tmp_path: Path) -> None:
@@ -40,12 +44,42 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: 
     with pytest.raises(OSError, match="disk full"):
         runs.write_text(file, "new")
     assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_what_a_process_that_is_gone_had_begun_is_removed_and_what_others_are_writing_is_not(tmp_path: Path) -> None:
+    begun = f".cost.json.{platform.node()}"
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (tmp_path / f"{begun}.{gone.pid}").touch()
+    others = [
+        f"{begun}.{os.getppid()}",  # alive
+        f".cost.json.elsewhere.{gone.pid}",  # of another machine
+        f".cost.json.old.{gone.pid}",
+        f"{begun}.{gone.pid}x",
+        f"{begun}.{10**12}",
+        f".[c]ost.json.{platform.node()}.{gone.pid}",
+    ]
+    for name in others:
+        (tmp_path / name).touch()
+    runs.write_text(tmp_path / "cost.json", "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, "cost.json"])
+    runs.write_text(tmp_path / "[c]ost.json", "whole")
+    assert not (tmp_path / others[-1]).exists()
 
 
 def test_a_line_cut_by_a_crash_is_passed_over(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     file.write_text(json.dumps({"step": 1}) + '\n{"step": 2, "tr')
     assert list(runs.read_jsonl(file)) == [{"step": 1}]
+
+
+@pytest.mark.parametrize("line", [b"{", b"3", b'{"a": "\xe9"}', b"[" * 100_000])
+def test_a_damaged_line_is_refused_where_it_stands(tmp_path: Path, line: bytes) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b'{"step": 1}\n' + line + b"\n")
+    with pytest.raises(DataError, match=r"metrics\.jsonl:2: not a JSON object"):
+        list(runs.read_jsonl(file))
 
 
 def test_removing_a_folder_does_not_follow_links(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from potstill.data.catalogue.item import Item
-from potstill.errors import DataError
+from potstill.data.examples import Unusable
 from potstill.evaluation.metrics.classification import (
     calibration_error,
     confusion_matrix,
@@ -43,16 +43,20 @@ class Classification:
     primary = "accuracy_likelihood"
     better: Literal["higher", "lower"] = "higher"
 
+    def check(self, item: Item) -> None:
+        """Raises: Unusable where there are not two options, or none is right."""
+        if len(item.options) < 2 or item.answer is None:
+            raise Unusable(f"{len(item.options)} options to choose from, or none that is right")
+
     def ask(self, subject: Subject, items: Sequence[Item], settings: Settings) -> list[Row]:
         prompts = settings.framed(items)
-        options = [_options(item) for item in items]
-        asked = [(prompt, option) for prompt, some in zip(prompts, options, strict=True) for option in some]
+        asked = [(prompt, option) for prompt, item in zip(prompts, items, strict=True) for option in item.options]
         nats = iter(subject.nats([prompt for prompt, _ in asked], [option for _, option in asked]))
         greedy = subject.decoding(settings.max_new_tokens, temperature=0.0)
         written = subject.write(prompts, [item.id for item in items], greedy, seed=0)
         return [
-            _row(item, prompt, [next(nats) for _ in some], text)
-            for item, prompt, some, text in zip(items, prompts, options, written, strict=True)
+            _row(item, prompt, [next(nats) for _ in item.options], text)
+            for item, prompt, text in zip(items, prompts, written, strict=True)
         ]
 
     def scores(self, rows: Sequence[Row], settings: Settings) -> Scores:
@@ -67,12 +71,6 @@ class Classification:
 
     def of_each(self, rows: Sequence[Row]) -> list[Weighed | None]:
         return weighed(rows, self.primary)
-
-
-def _options(item: Item) -> tuple[str, ...]:
-    if len(item.options) < 2 or item.answer is None:
-        raise DataError(f"{item.id} has no options to choose from, or none is right", "use a split with its answers")
-    return item.options
 
 
 def _row(item: Item, prompt: str, nats: Sequence[tuple[float, int]], text: str) -> Row:

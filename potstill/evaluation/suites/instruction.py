@@ -35,6 +35,9 @@ class Instruction:
     primary = "rouge_l_greedy"
     better: Literal["higher", "lower"] = "higher"
 
+    def check(self, item: Item) -> None:
+        """Any item can be asked."""
+
     def ask(self, subject: Subject, items: Sequence[Item], settings: Settings) -> list[Row]:
         prompts = settings.framed(items)
         ids = [item.id for item in items]

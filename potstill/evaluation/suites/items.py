@@ -24,17 +24,29 @@ def items_of(
         limit: items of each split, from the first; all where None. So two models always get the same ones.
         file: of the user's own, for a suite without a data set.
         folder: of the data set; by default the one below the data root.
-    Raises: ConfigError where a file is missing or one too many; DataError for a file that cannot be used.
+    Raises: ConfigError where a file is missing or one too many; DataError for a file that cannot be used, and an item
+        that the suite cannot ask.
     """
     if suite.dataset is None:
         if file is None:
             raise ConfigError(f"suite {suite.name} is about rows of your own, and no file is named", "add --data FILE")
-        return tuple(_own_items(suite, file))[:limit]
+        own = tuple(_own_items(suite, file))
+        if not own:
+            raise DataError(f"{file} has no rows", "put rows in it, or name another file")
+        return own[:limit]
     if file is not None:
         fix = "leave --data out, or use suite instruction, classification, maths, summaries or plain_text with it"
         raise ConfigError(f"suite {suite.name} has its own data set, {suite.dataset}", fix)
     loaded = [load(suite.dataset, split, folder=folder) for split in suite.splits]
-    return tuple(item for part in loaded for item in part.items[:limit])
+    return tuple(_checked(suite, item) for part in loaded for item in part.items[:limit])
+
+
+def _checked(suite: Suite, item: Item) -> Item:
+    try:
+        suite.protocol.check(item)
+    except Unusable as reason:
+        raise DataError(f"{suite.name}: {item.id}: {reason}", "use a split with its answers, or leave it out") from None
+    return item
 
 
 def _own_items(suite: Suite, file: Path) -> Iterator[Item]:
@@ -43,13 +55,18 @@ def _own_items(suite: Suite, file: Path) -> Iterator[Item]:
         for number, text in enumerate(documents(file), 1):
             yield Item(f"{file.name}, document {number}", text, (), content=text)
         return
+    first: dict[str, str] = {}  # id -> where
     for row in read_rows(file):
         if isinstance(row, BadRow):
             raise DataError(f"{row.where}: {row.reason}", "mend or remove the row")
         try:
-            yield own_item(row)
+            item = own_item(row)
+            suite.protocol.check(item)
+            if (seen := first.setdefault(item.id, row.where)) != row.where:
+                raise Unusable(f"duplicate id {item.id[:60]!r} (first at {seen})")
         except Unusable as reason:
             raise DataError(f"{row.where}: {reason}", "mend or remove the row") from None
+        yield item
 
 
 def own_item(row: Row) -> Item:
@@ -63,13 +80,19 @@ def own_item(row: Row) -> Item:
     if options and references[0] not in options:
         raise Unusable(f"field 'response' is {references[0][:40]!r}, which is none of the options")
     return Item(
-        str(values.get("id") or row.where),
+        _word(values, "id") or row.where,
         text_of(values, "prompt"),
         references,
         options=options,
         answer=options.index(references[0]) if options else None,
-        group=str(values.get("group") or ""),
+        group=_word(values, "group"),
     )
+
+
+def _word(values: dict[str, Any], name: str) -> str:
+    """A text, or a number as text; empty where there is none."""
+    found = values.get(name)
+    return "" if found is None or found == "" else text_of({name: str(found)}, name)
 
 
 def _texts(values: dict[str, Any], name: str) -> tuple[str, ...]:

@@ -26,6 +26,9 @@ class Language:
     primary = "bits_per_byte"
     better: Literal["higher", "lower"] = "lower"
 
+    def check(self, item: Item) -> None:
+        """Any item can be asked."""
+
     def ask(self, subject: Subject, items: Sequence[Item], settings: Settings) -> list[Row]:
         size = subject.room_for_prompt(settings.max_prompt_tokens, 1)  # one for the end that stands before
         windows = [_windows(item, subject, size) for item in items]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from potstill.data.catalogue.item import Item
-from potstill.errors import DataError
+from potstill.data.examples import Unusable
 from potstill.evaluation.metrics.arithmetic import evaluate, final_number, same_value
 from potstill.evaluation.suites.scoring import by_group, mean_scores, weighed
 from potstill.evaluation.suites.subject import Subject
@@ -25,6 +25,12 @@ class Maths:
     primary = "accuracy"
     better: Literal["higher", "lower"] = "higher"
 
+    def check(self, item: Item) -> None:
+        """Raises: Unusable where the first reference has no value."""
+        gold = evaluate(item.references[0] if item.references else "")
+        if gold.value is None:
+            raise Unusable(f"its answer has no value: {gold.reason}")
+
     def ask(self, subject: Subject, items: Sequence[Item], settings: Settings) -> list[Row]:
         prompts = settings.framed(items)
         greedy = subject.decoding(settings.max_new_tokens, temperature=0.0)
@@ -41,8 +47,6 @@ class Maths:
 
 def _row(item: Item, prompt: str, text: str) -> Row:
     gold = evaluate(item.references[0])
-    if gold.value is None:
-        raise DataError(f"{item.id}: its answer {item.references[0]!r} has no value: {gold.reason}", "leave it out")
     found = final_number(text)
     predictions = {"written": text, "value": found.value, "why_none": found.reason}
     scores = {"accuracy": float(same_value(found.value, gold.value)), "parse_failure_rate": float(found.value is None)}

@@ -4,6 +4,7 @@ evaluations/<key>/
   settings.json   what the figures depend on: model, suite, items, how it was asked
   rows.jsonl      a line for each item, as it was answered: input, references, predictions, scores
   scores.json     figures with intervals, written last
+  .lock           held by the process that is at it
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 from potstill.data.catalogue.item import Item
 from potstill.data.shorten import fitted
 from potstill.evaluation.suites.items import check_ids, items_of
+from potstill.evaluation.suites.kept import alone, usable_rows, whole, write_rows
 from potstill.evaluation.suites.subject import Subject, fingerprint_of, open_subject
 from potstill.evaluation.suites.suite import Row, Scores, Suite
 from potstill.run import read_jsonl, write_text
@@ -97,18 +99,35 @@ def evaluate_suite(
         items: in order, already cut to as many as are wanted.
         root: where results are kept.
     Returns: the figures, those of ``suite.protocol`` with ``seconds`` and how many inputs were shortened.
+
+    Two processes may want one result: the second waits for the first and reads it. A file that was damaged is made
+    again, and the items whose rows are lost are asked again.
     """
     told = describe(identity, suite, items)
     # A result is kept under what it depends on; the name it was made under is only for people.
     folder = root / f"{suite.name}-{key_of(told)[:16]}"
-    scores_file = folder / "scores.json"
-    if not scores_file.exists():
-        write_text(folder / "settings.json", json.dumps(told, indent=2) + "\n")
-        rows = _asked(subject, suite, items, folder / "rows.jsonl")
-        scores = suite.protocol.scores(rows, suite.settings) | _told_of_rows(rows)
-        write_text(scores_file, json.dumps(scores, indent=2) + "\n")
+    ids = [item.id for item in items]
+    scores = whole(folder, told, ids)
+    if scores is None:
+        with alone(folder, f"{suite.name}: {identity['name']}"):
+            scores = whole(folder, told, ids)  # which another process has made meanwhile
+            if scores is None:
+                scores = _made(subject, told, suite, items, folder)
     _say(f"{suite.name}: {identity['name']} done, {folder}")
-    return Result(folder, told, json.loads(scores_file.read_text(encoding="utf-8")))
+    return Result(folder, told, scores)
+
+
+def _made(
+    subject: Callable[[], Subject], told: dict[str, Any], suite: Suite, items: Sequence[Item], folder: Path
+) -> Scores:
+    """Ask what is not on the disk yet, and write the figures of all rows."""
+    write_text(folder / "settings.json", json.dumps(told, indent=2) + "\n")
+    rows = _asked(subject, suite, items, folder / "rows.jsonl")
+    scores = suite.protocol.scores(rows, suite.settings) | _told_of_rows(rows)
+    text = json.dumps(scores, indent=2)
+    write_text(folder / "scores.json", text + "\n")
+    read_again: Scores = json.loads(text)  # the same whether it was made now or before: lists where tuples were
+    return read_again
 
 
 def describe(identity: dict[str, str], suite: Suite, items: Sequence[Item]) -> dict[str, Any]:
@@ -134,8 +153,11 @@ def key_of(told: dict[str, Any]) -> str:
 
 def _asked(subject: Callable[[], Subject], suite: Suite, items: Sequence[Item], file: Path) -> list[Row]:
     """The rows of all items; those on the disk are not asked again."""
-    there = {row["id"]: row for row in read_jsonl(file)}
-    write_text(file, "".join(json.dumps(row) + "\n" for row in there.values()))  # without a line that was cut
+    ids = [item.id for item in items]
+    there, damaged = usable_rows(file, ids)
+    if damaged:
+        _say(f"{file}: {damaged} damaged line{'s' * (damaged > 1)} left out; what is missing is asked again")
+    write_rows(file, list(there.values()))  # without a line that was cut
     missing = [item for item in items if item.id not in there]
     if missing:
         asked = subject().with_template(suite.settings.template)
@@ -146,7 +168,10 @@ def _asked(subject: Callable[[], Subject], suite: Suite, items: Sequence[Item], 
                     handle.write(json.dumps(row) + "\n")
                 handle.flush()
                 _say(f"{suite.name}: {len(there)} of {len(items)} answered")
-    return [there[item.id] for item in items]
+    rows = [there[id] for id in ids]
+    if list(there) != ids:  # those asked again stand at the end
+        write_rows(file, rows)
+    return rows
 
 
 def _some(subject: Subject, suite: Suite, items: Sequence[Item]) -> list[Row]:

@@ -57,6 +57,9 @@ class SuiteProtocol(Protocol):
     primary: str
     better: Literal["higher", "lower"]
 
+    def check(self, item: Item) -> None:
+        """Refuse an item that cannot be asked, before a model is loaded. Raises: Unusable with the reason."""
+
     def ask(self, subject: Subject, items: Sequence[Item], settings: Settings) -> list[Row]:
         """A row for each item, in order, with every figure of that item under ``scores``."""
 

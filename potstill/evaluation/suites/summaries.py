@@ -25,6 +25,9 @@ class Summaries:
     primary = "rougeL"
     better: Literal["higher", "lower"] = "higher"
 
+    def check(self, item: Item) -> None:
+        """Any item can be asked."""
+
     def ask(self, subject: Subject, items: Sequence[Item], settings: Settings) -> list[Row]:
         prompts = settings.framed(items)
         decoding = subject.decoding(settings.max_new_tokens, temperature=0.0, no_repeat_ngram=settings.no_repeat_ngram)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from potstill.evaluation.suites.run import Result
 from potstill.reporting import settings
 from potstill.reporting.comparison.table import Cost, Entry
 from potstill.reporting.formats import significant
-from potstill.run import Run
+from potstill.run import Run, json_object
 
 MUCH = 1.2  # ratio of two costs from which they are not one budget
 ALWAYS = "one training each: intervals and p are over examples and say nothing of another seed"
@@ -104,14 +103,10 @@ def _models_asked(results: Mapping[str, Sequence[Result]]) -> dict[str, int]:
     found: dict[str, int] = {}
     for result in (result for some in results.values() for result in some):
         if result.suite not in found:
-            told = [_settings(file) for file in result.folder.parent.glob(f"{result.suite}-*/settings.json")]
+            files = result.folder.parent.glob(f"{result.suite}-*/settings.json")
+            told = [one for file in files if (one := json_object(file.read_bytes()))]
             same = [one for one in told if one.get("items_sha256") == result.settings["items_sha256"]]
             found[result.suite] = len({one["model"]["fingerprint"] for one in same})
-    return found
-
-
-def _settings(file: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return found
 
 

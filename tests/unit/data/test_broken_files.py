@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections.abc import Callable
@@ -27,8 +28,6 @@ def half(bad: bytes) -> bytes:
 
 
 def table(rows: list[list[str]]) -> bytes:
-    import io
-
     text = io.StringIO()
     csv.writer(text).writerows(rows)
     return text.getvalue().encode()

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+import subprocess
+import sys
+import threading
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +16,9 @@ import pytest
 import torch
 
 from potstill.data.catalogue.item import Item
+from potstill.data.examples import Unusable
 from potstill.errors import ConfigError, DataError, ModelError
-from potstill.evaluation.suites import SUITES, Settings, Suite, chosen
+from potstill.evaluation.suites import SUITES, Settings, Suite, chosen, kept
 from potstill.evaluation.suites import run as running
 from potstill.evaluation.suites.classification import Classification
 from potstill.evaluation.suites.instruction import Instruction
@@ -24,6 +29,7 @@ from potstill.evaluation.suites.run import evaluate_models, evaluate_suite
 from potstill.evaluation.suites.subject import Subject, open_subject
 from potstill.evaluation.suites.summaries import Summaries
 from potstill.reporting.suites import differences, markdown
+from potstill.run import LOCK
 from tests import tiny
 
 SHORT = Settings(max_prompt_tokens=60, max_new_tokens=6)
@@ -130,9 +136,21 @@ def test_items_with_options_of_their_own_have_no_confusion_matrix(subject: Subje
     assert not any(name.startswith("confusion") for name in Classification().scores(rows, SHORT))
 
 
-def test_items_without_options_are_refused_by_classification(subject: Subject) -> None:
-    with pytest.raises(DataError, match="x has no options"):
-        Classification().ask(subject, [Item("x", "Who?", ("fox",))], SHORT)
+def test_a_protocol_says_what_it_cannot_ask() -> None:
+    Classification().check(choice(1))
+    for item in (Item("x", "Who?", ("fox",)), replace(choice(1), answer=None), Item("x", "Who?", ("a",), ("a",), 0)):
+        with pytest.raises(Unusable, match="options"):
+            Classification().check(item)
+    Maths().check(Item("x", "How many?", ("1 + 1",)))
+    for references in ((), ("many",), ("1 / 0", "7")):
+        with pytest.raises(Unusable, match="no value"):
+            Maths().check(Item("x", "How many?", references))
+
+
+def test_items_of_a_data_set_that_cannot_be_asked_are_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "test.jsonl").write_text(json.dumps({"question": "How many?", "answer": f"#### {'9' * 2000}"}) + "\n")
+    with pytest.raises(DataError, match=r"gsm8k: test\.jsonl:1: its answer has no value"):
+        items_of(SUITES["gsm8k"], folder=tmp_path)
 
 
 def test_maths_goes_by_the_value(subject: Subject) -> None:
@@ -235,6 +253,49 @@ def test_a_result_that_was_stopped_goes_on_and_is_the_same(subject: Subject, tmp
     }
 
 
+@pytest.mark.parametrize("finished", [True, False], ids=["done", "killed"])
+def test_another_process_is_waited_for_aloud_until_it_is_done_or_was_killed(
+    subject: Subject,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    finished: bool,
+) -> None:
+    monkeypatch.setattr(kept, "PATIENCE_S", 0.1)
+    made = evaluate_suite(lambda: subject, IDENTITY, SUITE, ITEMS[:2], tmp_path)
+    assert "another process" not in capsys.readouterr().err
+    (made.folder / "scores.json").unlink()
+    hold = f"import filelock; lock = filelock.FileLock({str(made.folder / LOCK)!r}); lock.acquire(); print(); input()"
+    other = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout
+    other.stdout.readline()
+
+    def end() -> None:
+        if finished:
+            (made.folder / "scores.json").write_text(json.dumps(made.scores | {"made by": "the other"}))
+        other.kill()
+
+    threading.Timer(0.5, end).start()
+    found = evaluate_suite(lambda: pytest.fail("asked again"), IDENTITY, SUITE, ITEMS[:2], tmp_path)
+    assert other.wait() == -signal.SIGKILL
+    assert "classification: m: another process is asking, and is waited for" in capsys.readouterr().err
+    assert found.scores == made.scores | ({"made by": "the other"} if finished else {})
+
+
+def test_a_row_that_stands_twice_or_is_not_of_these_items_is_left_out_of_a_result_that_was_done(
+    subject: Subject, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Otherwise figures would be of 20 items, and comparisons of 22."""
+    made = evaluate_suite(lambda: subject, IDENTITY, SUITE, ITEMS, tmp_path)
+    rows = made.rows
+    (made.folder / "rows.jsonl").write_text(
+        "".join(json.dumps(r) + "\n" for r in [*rows, rows[3], rows[3] | {"id": "x"}])
+    )
+    again = evaluate_suite(lambda: pytest.fail("asked again"), IDENTITY, SUITE, ITEMS, tmp_path)
+    assert again.rows == rows
+    assert "2 damaged lines left out" in capsys.readouterr().err
+
+
 def test_a_long_input_loses_its_middle_and_it_is_counted(subject: Subject, tmp_path: Path) -> None:
     article = " ".join(f"word{number}" for number in range(200))
     item = Item("long", f"summarize: {article}\nNow!", ("x",), content=article)
@@ -318,7 +379,10 @@ def test_what_cannot_be_asked_is_refused_with_the_way_out(tmp_path: Path) -> Non
     with pytest.raises(DataError, match=r"own\.jsonl:1: field 'response' is 'c', which is none of the options"):
         items_of(SUITES["classification"], file=file)
     file.write_text('{"id": "1", "prompt": "a", "response": "b"}\n' * 2)
-    with pytest.raises(DataError, match="two items with the id '1'"):
+    with pytest.raises(DataError, match=r"own\.jsonl:1: its answer has no value"):
+        evaluate_models([], [SUITES["maths"]], root=tmp_path, file=file)
+    file.write_text('{"id": "1", "prompt": "a", "response": "2"}\n' * 2)
+    with pytest.raises(DataError, match=r"own\.jsonl:2: duplicate id '1' \(first at own\.jsonl:1\)"):
         evaluate_models([], [SUITES["maths"]], root=tmp_path, file=file)
 
 
