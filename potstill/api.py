@@ -104,6 +104,8 @@ def evaluate_suites(
     Returns: results, model by model.
     Raises: ConfigError for an unknown suite; DataError, ModelError.
     """
+    if Path(out).is_file():
+        raise ConfigError(f"--out {out} is a file", "name a folder, which need not be there yet")
     return evaluate_models(
         [_named(one, allow_remote_code) for one in models],
         [suite.changed(seeds, max_new_tokens) for suite in chosen(suites)],
@@ -146,18 +148,19 @@ def compare(
     """
     found = [name if isinstance(name, Run) else runs.find(name) for name in names]
     _check_runs(found)
+    _check_page(page)
     figures = load_published(published) if published else ()
     models = entries(found)
-    results = (
-        evaluate_suites([entry.key for entry in models], suites, allow_remote_code=allow_remote_code, **asked)
-        if suites
-        else []
-    )
+    chosen_baseline = comparison.baseline_of(models, baseline)  # refused before any suite is asked
+    results = []
+    if suites:
+        keys = [entry.key for entry in models]
+        results = evaluate_suites(keys, suites, allow_remote_code=allow_remote_code, **asked)
     each = len(results) // len(models)
     compared = comparison.compare(
         found,
         {entry.key: results[at * each : (at + 1) * each] for at, entry in enumerate(models)} if suites else {},
-        baseline=baseline,
+        baseline=chosen_baseline,
         published=figures,
     )
     if page is not None:
@@ -169,6 +172,8 @@ def compare(
 
 def _check_runs(found: Sequence[Run]) -> None:
     """Refuse runs that cannot stand in a table. Raises: ConfigError."""
+    if not found:
+        raise ConfigError("no run is named", "name one or more: `potstill compare first second`")
     seen: set[Path] = set()
     for run in found:
         if run.path.resolve() in seen:
@@ -176,6 +181,12 @@ def _check_runs(found: Sequence[Run]) -> None:
         seen.add(run.path.resolve())
         if not run.evaluations():
             raise ConfigError(f"{run.name} has measured nothing yet", f"go on with `potstill resume {run.name}`")
+
+
+def _check_page(page: str | Path | None) -> None:
+    """Refuse a file that cannot be written, before what it is to show is measured. Raises: ConfigError."""
+    if page is not None and Path(page).is_dir():
+        raise ConfigError(f"--page {page} is a folder", "name a file, such as compare.html")
 
 
 def _named(model: str | Path | Run, allow_remote_code: bool) -> str:

@@ -20,6 +20,8 @@ from potstill.cli_judge import app as judge_app
 from potstill.cli_options import Format, FormatOption, Layout, LayoutOption, RemoteCode
 from potstill.errors import ConfigError, PotstillError
 
+STOPPED = "stopped; the same command goes on with what it has finished, if anything of it is kept"
+
 app = typer.Typer(
     name="potstill",
     help="Distil large language models into small ones.",
@@ -36,6 +38,9 @@ app.add_typer(judge_app, name="judge")
 app.command("harness", epilog=HARNESS_EXAMPLES)(harness)
 
 
+SeedsOption = Annotated[
+    list[int] | None, typer.Option("--seed", min=0, help="Of a suite's sampled answers; repeatable.")
+]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the recipe.")]
 
 
@@ -86,13 +91,17 @@ def evaluate(
     data: Annotated[str | None, typer.Option(help="Rows of your own: .jsonl, .csv or .parquet.")] = None,
     suite: Annotated[list[str] | None, typer.Option(help="A data set and how it is asked; may be repeated.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Of a suite's items, of each split.")] = None,
-    seeds: Annotated[list[int] | None, typer.Option("--seed", help="Of a suite's sampled answers; repeatable.")] = None,
+    seeds: Annotated[
+        list[int] | None, typer.Option("--seed", min=0, help="Of a suite's sampled answers; repeatable.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where results of suites are kept.")] = Path("evaluations"),
     data_format: LayoutOption = Layout.prompt_response,
     teacher: Annotated[str | None, typer.Option(help="A model to compare with.")] = None,
     max_examples: Annotated[int, typer.Option(min=1, help="Rows measured, from the first.")] = 500,
     generate_examples: Annotated[int, typer.Option(min=0, help="Rows answered, for Rouge-L.")] = 32,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Where an answer is cut.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Where an answer is cut; else 96, or where the suite does.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     format: FormatOption = Format.human,
     allow_remote_code: RemoteCode = False,
@@ -164,13 +173,16 @@ def report(
     "`potstill compare sft-1 minillm-1 --suite dolly --baseline sft-1 published=minillm`"
 )
 def compare(
+    ctx: typer.Context,
     runs: Annotated[
         list[str],
         typer.Argument(metavar="RUN... [published=FILE]", help="Names under runs/, or paths; figures of others."),
     ],
     suite: Annotated[list[str] | None, typer.Option(help="A suite that all models are asked; may be repeated.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Of a suite's items, of each split.")] = None,
-    seeds: Annotated[list[int] | None, typer.Option("--seed", help="Of a suite's sampled answers; repeatable.")] = None,
+    seeds: Annotated[
+        list[int] | None, typer.Option("--seed", min=0, help="Of a suite's sampled answers; repeatable.")
+    ] = None,
     data: Annotated[str | None, typer.Option(help="Rows of your own, for a suite without a data set.")] = None,
     out: Annotated[Path, typer.Option(help="Where results of suites are kept.")] = Path("evaluations"),
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Where an answer is cut.")] = None,
@@ -184,6 +196,8 @@ def compare(
     from potstill import api
     from potstill.reporting.comparison import markdown
 
+    if not suite:
+        _refuse(ctx, ("limit", "seeds", "data", "out", "max_new_tokens"), "is for suites, and none is named")
     named = [word.removeprefix("published=") for word in runs if word.startswith("published=")]
     if len(named) > 1:
         raise ConfigError("published= stands twice", "put the figures into one file, or use published=all")
@@ -381,7 +395,7 @@ def main() -> None:
     except PotstillError as error:
         _fail(f"error: {error}", error.exit_code)
     except KeyboardInterrupt:
-        _fail("stopped", 130)
+        _fail(STOPPED, 130)
     except BrokenPipeError:
         sys.exit(1)
     except OSError as error:
@@ -392,6 +406,9 @@ def main() -> None:
         if hasattr(error, "show"):
             error.show()
         sys.exit(error.exit_code)
+    else:
+        if code == 130:  # what the library makes of Ctrl-C
+            _fail(STOPPED, 130)
     finally:
         if runtime := sys.modules.get("potstill.training.runtime"):
             runtime.stop()

@@ -158,7 +158,7 @@ def _encode(tokenizer: Any, texts: Sequence[str], special: bool) -> list[Ids]:
 def _num_added_at_end(tokenizer: Any) -> int:
     """How many tokens the tokenizer puts after a text. By position: an id may be the beginning's and the end's."""
     # Not a text of no tokens: it would not show what comes before it and what after.
-    known = chain.from_iterable(some() for some in (lambda: ("a", "0"), tokenizer.get_vocab))
+    known = chain.from_iterable(some() for some in (lambda: ("a", "0"), lambda: tokenizer.get_vocab()))
     text = next((text for text in known if tokenizer(text, add_special_tokens=False)["input_ids"]), "a")
     bare = tokenizer(text, add_special_tokens=False)["input_ids"]
     framed = tokenizer(text, add_special_tokens=True)["input_ids"]

@@ -70,6 +70,12 @@ def student_of(value: Any) -> Any:
         return {"kind": "pretrained", "model": value}
     if isinstance(value, dict) and "kind" not in value:
         return {"kind": "pruned", **value}
+    if isinstance(value, dict) and value.get("kind") == "pretrained" and "keep_layers" in value:
+        model = value.get("model", "MODEL")
+        raise ValueError(
+            "is a model as it is, and keep_layers is of one that is cut. "
+            f"Set student.model={model} beside student.keep_layers, and not student={model}"
+        )
     return value
 
 

@@ -189,6 +189,13 @@ def test_a_bare_student_replaces_the_pruned_one() -> None:
     assert load("kd", "student=gpt2", "student.freeze_embeddings=true").stage.student.freeze_embeddings is True
 
 
+def test_a_ready_student_cannot_be_cut_and_the_way_to_cut_it_is_said() -> None:
+    said = str(refusal("kd", "student=models/small", "student.keep_layers=4"))
+    assert "Set student.model=models/small beside student.keep_layers" in said
+    cut = load("kd", "student.model=models/small", "student.keep_layers=4").stage.student
+    assert (cut.kind, cut.model, cut.keep_layers) == ("pruned", "models/small", 4)
+
+
 def test_a_bare_student_takes_nothing_from_another_model(write: Write) -> None:
     file = write("method: kd\nstudent: {kind: pretrained, model: a, revision: r}\n")
     assert load(file, "student=b").stage.student == PretrainedStudent(model="b")

@@ -48,6 +48,8 @@ def score(
             f"{len(missing)} of {len(pairs)} pairs have no answer: {_some(missing)}",
             "ask again with the same command, which goes on; or count them as missing by --allow-missing",
         )
+    if not answers:
+        raise DataError(f"none of the {len(pairs)} pairs has an answer", "ask with `potstill judge ask`, or by hand")
     there = {name: pair for name, (_, pair) in pairs.items() if name in answers}
     marks = {name: marks_of(answers[name], pair) for name, pair in there.items()}
     read = [judged(pair, found) for name, pair in there.items() if (found := marks[name]) is not None]

@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 RESAMPLES = 2000
 SIGN_FLIPS = 10_000
+NORMAL_95 = 1.959964
 _AT_ONCE = 4_000_000  # drawn numbers in memory
 Scores = Sequence[float] | Float[np.ndarray, " example"]
 
@@ -86,6 +87,20 @@ def bootstrap_interval(
     return _percentiles(_resampled_means(values, num_draws, seed, weights)[0], level)
 
 
+def share_interval(scores: Scores) -> Interval:
+    """The 95% interval of the mean of scores that are 0 or 1: the bootstrap's, or Wilson's where all are the same.
+
+    Of such scores each resample is the same, and the bootstrap would be sure of what a few examples have shown.
+
+    Source: Wilson 1927, Probable Inference, the Law of Succession, and Statistical Inference.
+    """
+    values = np.asarray(scores, dtype=float)
+    if len(values) and (not values.any() or (values == 1).all()):
+        unseen = NORMAL_95**2 / (len(values) + NORMAL_95**2)
+        return Interval(0.0, unseen) if not values.any() else Interval(1 - unseen, 1.0)
+    return bootstrap_interval(values)
+
+
 def paired_bootstrap(
     ours: Scores, theirs: Scores, *, level: float = 0.95, num_draws: int = RESAMPLES, seed: int = 0
 ) -> Difference:
@@ -130,7 +145,7 @@ def sign_flip_test(
     Source: Noreen 1989, Computer Intensive Methods for Testing Hypotheses; the correction as in ``paired_bootstrap``.
     """
     differences = (_columns(ours) - _columns(theirs, len(ours)))[0]
-    if not len(differences):
+    if not len(differences) or not np.isfinite(differences).all():
         return math.nan
     if weights is not None:
         share = _weights(weights, len(differences))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from potstill.evaluation.metrics.significance import bootstrap_interval
+from potstill.evaluation.metrics.significance import bootstrap_interval, share_interval
 from potstill.evaluation.suites.suite import Row, Scores, Weighed
 
 
@@ -15,7 +15,12 @@ def mean_scores(rows: Sequence[Row]) -> Scores:
     """Every score of the rows as a mean with its 95% interval; rows without a value are left out of its mean, and
     counted by ``num``."""
     names = dict.fromkeys(name for row in rows for name in row["scores"])
-    return {name: interval(column(rows, name)) for name in names}
+    return {name: interval(column(rows, name), of_trials=is_of_trials(name)) for name in names}
+
+
+def is_of_trials(name: str) -> bool:
+    """Whether a score is 1 for what happened to an example and 0 for what did not, so that its mean is a share."""
+    return name.startswith(("accuracy", "exact_match", "parse_failure"))
 
 
 def column(rows: Sequence[Row], name: str) -> list[float | None]:
@@ -28,12 +33,12 @@ def weighed(rows: Sequence[Row], name: str) -> list[Weighed | None]:
     return [None if value is None else Weighed(value) for value in column(rows, name)]
 
 
-def interval(values: Sequence[float | None]) -> dict[str, Any]:
-    """A mean with its 95% interval, over the values that are there."""
+def interval(values: Sequence[float | None], *, of_trials: bool = False) -> dict[str, Any]:
+    """A mean with its 95% interval, over the values that are there; ``of_trials``: they are 0 or 1."""
     there = np.array([value for value in values if value is not None], dtype=float)
     if not len(there):
         return {"mean": None, "low": None, "high": None, "num": 0}
-    low, high = bootstrap_interval(there)
+    low, high = share_interval(there) if of_trials else bootstrap_interval(there)
     return {"mean": float(there.mean()), "low": low, "high": high, "num": len(there)}
 
 
@@ -42,4 +47,6 @@ def by_group(rows: Sequence[Row], name: str) -> dict[str, dict[str, Any]]:
     groups = sorted({row["group"] for row in rows} - {""})
     if len(groups) < 2:
         return {}
-    return {group: interval(column([row for row in rows if row["group"] == group], name)) for group in groups}
+    of_trials = is_of_trials(name)
+    of_group = {group: [row for row in rows if row["group"] == group] for group in groups}
+    return {group: interval(column(some, name), of_trials=of_trials) for group, some in of_group.items()}

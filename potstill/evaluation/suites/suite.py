@@ -85,7 +85,7 @@ class Suite:
         """The suite with other seeds, where it samples at all, and another length of answers; None keeps its own."""
         settings = self.settings
         if seeds is not None and settings.seeds:
-            settings = replace(settings, seeds=tuple(seeds))
+            settings = replace(settings, seeds=tuple(dict.fromkeys(seeds)))  # one seed twice is one answer twice
         if max_new_tokens is not None:
             settings = replace(settings, max_new_tokens=max_new_tokens)
         return replace(self, settings=settings)

@@ -37,7 +37,7 @@ def compare(
     runs: Sequence[Run],
     results: Results | None = None,
     *,
-    baseline: str | None = None,
+    baseline: Entry | None = None,
     published: Sequence[Published] = (),
 ) -> Comparison:
     """Put runs side by side: their own held-out rows, and suites where they were asked some.
@@ -45,15 +45,13 @@ def compare(
     Args:
         runs: in the order of the table.
         results: of suites, by the key of the model, as ``entries`` gives them.
-        baseline: the name of the model that the others are set against; by default the first fine-tuned one, or the
-            first untouched student where there is none.
+        baseline: the model that the others are set against; see ``baseline_of``.
         published: figures of others to stand beside ours.
-    Raises: ConfigError for a baseline that is not there.
     """
     entries, found = gathered.entries(runs), results or {}
     measures = [*gathered.own_measures(runs, entries), *gathered.suite_measures(found, runs)]
     return Comparison(
-        table=tabulate(entries, measures, _baseline(entries, baseline)),
+        table=tabulate(entries, measures, baseline or baseline_of(entries)),
         notes=tuple(notes.notes(runs, entries, found)),
         hygiene=tuple(notes.hygiene(runs, found)),
         samples=tuple(gathered.samples(runs, entries, found)),
@@ -61,13 +59,20 @@ def compare(
     )
 
 
-def _baseline(entries: Sequence[Entry], wanted: str | None) -> Entry | None:
-    """The model that is asked for; otherwise the first fine-tuned one, or the untouched student."""
+def baseline_of(entries: Sequence[Entry], wanted: str | None = None) -> Entry | None:
+    """The model that is asked for; otherwise the first fine-tuned one, or the untouched student where there is none.
+
+    Args:
+        wanted: its name in the table, ``run:untouched`` and so on, or a name such as "untouched student" that stands
+            before a run's path where there are several.
+    Raises: ConfigError for a model that is not there.
+    """
     if wanted is not None:
-        if named := next((e for e in entries if wanted in (e.name, e.key, e.key.rpartition("/")[2])), None):
-            return named
-        raise ConfigError(
-            f"no model of the table is called {wanted!r}", f"one of: {'; '.join(e.name for e in entries)}"
-        )
-    ranks = (lambda e: e.role == "sft", lambda e: e.method == "sft", lambda e: e.role == "untouched")
+        names = (wanted, f"{wanted} student", f"{wanted}:student")
+        for entry in entries:
+            if {entry.name, entry.name.partition(" (")[0], entry.key, entry.key.rpartition("/")[2]} & set(names):
+                return entry
+        known = "; ".join(entry.name for entry in entries)
+        raise ConfigError(f"no model of the table is called {wanted!r}", f"it is one of: {known}")
+    ranks = (lambda e: e.role == "sft", lambda e: e.is_sft, lambda e: e.role == "untouched")
     return next((entry for rank in ranks for entry in entries if rank(entry)), None)

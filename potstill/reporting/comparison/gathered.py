@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 from potstill.evaluation.suites import SUITES
 from potstill.evaluation.suites.run import Result
+from potstill.evaluation.suites.scoring import is_of_trials
 from potstill.reporting import settings
 from potstill.reporting.comparison.samples import Sample, side_by_side
 from potstill.reporting.comparison.table import Cost, Entry, Measure, Role
@@ -161,7 +162,8 @@ def suite_measures(results: Results, runs: Sequence[Run]) -> Iterator[Measure]:
         protocol = SUITES[name].protocol
         title = f"{name}: {protocol.primary.replace('_', ' ')}"
         how = told(next(iter(own.values())))
-        yield Measure(title, protocol.better, scores, how, between=ends, weights=weights)
+        of_trials = is_of_trials(protocol.primary)
+        yield Measure(title, protocol.better, scores, how, between=ends, weights=weights, of_trials=of_trials)
 
 
 def _token_means(rows: Rows, score: str) -> dict[str, float]:
@@ -206,6 +208,15 @@ def samples(runs: Sequence[Run], models: Sequence[Entry], results: Results) -> l
 # --- For published figures --------------------------------------------------------------------------------------------
 
 
+def _model(run: Run, entry: Entry) -> str:
+    """What a model was before it was trained here."""
+    if entry.role == "teacher":
+        return settings.teacher(run) or "unknown"
+    made = run.read("student")
+    cut = f", {len(made['kept_layers'])} of its {made['of_layers']} layers" if made.get("kept_layers") else ""
+    return (settings.student_source(run) or "unknown") + cut
+
+
 def ours(runs: Sequence[Run], models: Sequence[Entry], results: Results) -> list[Ours]:
     """Every figure of every suite, with whose it is."""
     return [
@@ -213,13 +224,14 @@ def ours(runs: Sequence[Run], models: Sequence[Entry], results: Results) -> list
             suite=result.suite,
             figure=name,
             method=entry.method or entry.role,
-            model=(settings.teacher(run) if entry.role == "teacher" else settings.student_source(run)) or "unknown",
+            model=_model(run, entry),
             teacher=settings.teacher(run) if entry.role == "student" else None,
             mean=float(whole["mean"]),
             low=number(whole.get("low")),
             high=number(whole.get("high")),
             num_items=result.settings["num_items"],
             settings=result.settings["settings"],
+            name=entry.name,
         )
         for entry in models
         for run in [run_of(runs, entry)]

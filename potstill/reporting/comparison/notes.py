@@ -21,14 +21,14 @@ def notes(runs: Sequence[Run], entries: Sequence[Entry], results: Mapping[str, S
     facts: tuple[tuple[str, Callable[[Run], Any]], ...] = (
         ("the held-out rows differ: no figure on one run's own can be set against another's", held_out),
         ("the answers were written under other settings: Rouge-L cannot be compared", settings.measured_with),
-        ("the teachers differ: divergences and agreement are from different models", settings.teacher),
+        ("the teachers differ: divergences and agreement are from different models", _teacher),
         ("the data trained on differs", _trained_on),
         ("the students began differently: compare what each gained, not where it ended", _began),
     )
     for what, fact in facts:
-        found = [fact(run) for run in runs]
-        if others := [run.name for run, value in zip(runs, found, strict=True) if value != found[0]]:
-            yield f"{what} ({', '.join(others)} from {runs[0].name})"
+        found = [(run.name, value) for run in runs if (value := fact(run)) is not None]
+        if others := [name for name, value in found if value != found[0][1]]:
+            yield f"{what} ({', '.join(others)} from {found[0][0]})"
     yield from _budgets([entry.cost for entry in entries if entry.cost])
     if unfinished := [run.name for run in runs if "student_after" not in run.evaluations()]:
         yield f"not finished: {', '.join(unfinished)}"
@@ -125,6 +125,11 @@ def _held_out_file(run: Run) -> Any:
     """The hash of the held-out rows' own file, or of the one that they were taken from."""
     files = run.read("data").get("files", {})
     return (files.get("heldout") or files.get("train") or {}).get("sha256")
+
+
+def _teacher(run: Run) -> str | None:
+    """None where no teacher was measured: there is nothing of its to compare with then."""
+    return settings.teacher(run) if "teacher" in run.evaluations() else None
 
 
 def _trained_on(run: Run) -> Any:

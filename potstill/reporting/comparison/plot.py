@@ -139,7 +139,7 @@ def _point(measure: Measure, entry: Entry, cell: Cell, axis: Axis, at: int) -> P
     low, high = (_drawable(measure.shown(end)) for end in cell.interval)
     if x is None or y is None:
         return None
-    return Point(at, entry.role == "sft", x, y, None if low is None or high is None else (low, high))
+    return Point(at, entry.is_sft, x, y, None if low is None or high is None else (low, high))
 
 
 def _levels(table: Table, at: int, role: str) -> Iterator[float]:
@@ -188,7 +188,8 @@ def _scale(axes: Axes, chart: Chart) -> None:
             axes.set_xlim(left=max(0.0, axes.get_xlim()[0]))
     if chart.log_y:
         axes.set_yscale("log")
-    axes.xaxis.set_major_formatter(EngFormatter())
+    large = max(point.x for point in chart.points) >= 10_000
+    axes.xaxis.set_major_formatter(EngFormatter() if large else FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_minor_formatter(NullFormatter())

@@ -20,9 +20,11 @@ from potstill.evaluation.metrics.significance import (
     gap_closed,
     holm,
     paired_difference,
+    share_interval,
 )
 
 Role: TypeAlias = Literal["teacher", "untouched", "sft", "student"]
+SURE = 0.05  # p after Holm's correction, below which a difference counts as sure
 Key: TypeAlias = str  # of an example: equal where two models were asked the same
 
 
@@ -56,6 +58,11 @@ class Entry:
     def is_trained(self) -> bool:
         return self.role in ("sft", "student")
 
+    @property
+    def is_sft(self) -> bool:
+        """Whether it was fine-tuned on text alone, as a run's baseline or as a run of its own."""
+        return self.role == "sft" or self.method == "sft"
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -65,6 +72,7 @@ class Measure:
         name: "forward KL (nats)", "dolly: rouge l greedy".
         better: which way.
         scores: by entry, then by example; the weighted mean of an entry's is its figure.
+        of_trials: whether each score is 0 or 1.
         weights: of examples in that mean, their tokens say; an example that is not there has weight 1.
         told: how the models were asked, in a line.
         unit: how a mean is shown: as it is, as a percentage, or as exp of it.
@@ -78,6 +86,7 @@ class Measure:
     unit: Literal["plain", "percent", "perplexity"] = "plain"
     between: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     weights: Mapping[Key, float] = field(default_factory=dict)
+    of_trials: bool = False
 
     def shown(self, value: float) -> float:
         """A mean in the unit that it is shown in."""
@@ -96,7 +105,7 @@ class Against:
 
     @property
     def is_sure(self) -> bool:
-        return self.p_holm < 0.05
+        return self.p_holm < SURE
 
 
 @dataclass(frozen=True)
@@ -154,7 +163,8 @@ def _cell(measure: Measure, entry: Entry, against: Against | None) -> Cell:
     examples = list(measure.scores[entry.key])
     (values,), weights = _columns(measure, (entry.key,), examples)
     mean = float(np.average(values, weights=weights))
-    return Cell(mean, bootstrap_interval(values, weights=weights), len(values), _gap(measure, entry), against)
+    ends = share_interval(values) if measure.of_trials else bootstrap_interval(values, weights=weights)
+    return Cell(mean, ends, len(values), _gap(measure, entry), against)
 
 
 def _gap(measure: Measure, entry: Entry) -> GapClosed | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 from potstill.evaluation.metrics.significance import GapClosed
-from potstill.reporting.comparison.table import Against, Cell, Entry, Measure, Table
+from potstill.reporting.comparison.table import SURE, Against, Cell, Entry, Measure, Table
 from potstill.reporting.formats import MISSING, number, percent, significant
 from potstill.reporting.text import one_line
 
@@ -22,9 +22,10 @@ def verdict(table: Table) -> list[str]:
     """
     for measure, cells in zip(table.measures, table.cells, strict=True):
         trained = [(e, cells[e.key]) for e in table.entries if e.is_trained and e.key in cells]
-        if found := [(entry, cell) for entry, cell in trained if math.isfinite(cell.mean)]:
+        if finite := [(entry, cell) for entry, cell in trained if math.isfinite(cell.mean)]:
+            found, apart = _on_the_same(measure, finite)
             best, sentence = _by_share(table, measure, found) or _by_mean(measure, found)
-            return [sentence, *_against_baseline(table, measure, best, found), *_whole(table)]
+            return [sentence, *apart, *_against_baseline(table, measure, best, found), *_whole(table)]
     return ["No trained student has been measured."]
 
 
@@ -72,6 +73,17 @@ def is_gain(measure: Measure, gap: GapClosed) -> bool:
 
 
 # --- Sentences --------------------------------------------------------------------------------------------------------
+
+
+def _on_the_same(measure: Measure, found: Found) -> tuple[Found, list[str]]:
+    """The models that were measured on the first one's examples, and a word about the others, who are not ranked."""
+    asked = {entry.key: measure.scores.get(entry.key, {}).keys() for entry, _ in found}
+    first = asked[found[0][0].key]
+    same = [(entry, cell) for entry, cell in found if asked[entry.key] == first]
+    others = [entry for entry, _ in found if asked[entry.key] != first]
+    if not others:
+        return same, []
+    return same, [f"Measured on other examples, and so not ranked with these: {_names(others)}."]
 
 
 def _by_share(table: Table, measure: Measure, found: Found) -> tuple[Found, str] | None:
@@ -195,12 +207,24 @@ def _whole(table: Table) -> Iterator[str]:
         return
     if set(said) == {"not sure"}:
         yield f"None of the {len(said)} differences between trained models and the baseline is sure."
+        yield from _too_few(table)
         return
     better, worse, unsure = (said.count(how) for how in ("surely better", "surely worse", "not sure"))
     yield (
         f"Differences between trained models and the baseline: {better} surely for the better, {worse} surely for the "
         f"worse, {unsure} not sure."
     )
+
+
+def _too_few(table: Table) -> Iterator[str]:
+    """That no difference could have been sure, where there are too few examples for so many comparisons."""
+    tested = [cell.against.num for cells in table.cells for cell in cells.values() if cell.against]
+    most = max(tested, default=0)
+    if tested and len(tested) * 2.0 ** (1 - most) >= SURE:
+        yield (
+            f"None could have been: with {most} examples p is at least {2.0 ** (1 - most):.2g}, and Holm's correction "
+            f"is over {len(tested)} comparisons, those of untouched students among them. Measure on more examples."
+        )
 
 
 def _names(entries: Sequence[Entry]) -> str:

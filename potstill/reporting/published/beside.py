@@ -14,8 +14,9 @@ from potstill.reporting.published.schema import Published
 class Ours:
     """A figure that we measured, with its 95% interval; in the unit of the suite.
 
-    ``model``: the student as it was before training, ``teacher`` None where there was none, ``method`` a recipe's name
-    or ``teacher``. ``settings``: how the suite asked, ``result.settings["settings"]``; None where it is not known.
+    ``name``: of the model in our table. ``model``: the student as it was before training, ``teacher`` None where there
+    was none, ``method`` a recipe's name or ``teacher``. ``settings``: how the suite asked,
+    ``result.settings["settings"]``; None where it is not known.
     """
 
     suite: str
@@ -28,6 +29,7 @@ class Ours:
     high: float | None
     num_items: int | None
     settings: Mapping[str, Any] | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True)

@@ -82,9 +82,9 @@ def _places(value: float) -> int:
 def _ours(ours: Ours | None) -> str:
     if ours is None:
         return ""
-    if ours.low is None or ours.high is None:
-        return figure(ours.mean)
-    return figure({"mean": ours.mean, "low": ours.low, "high": ours.high})
+    whole = ours.low is not None and ours.high is not None
+    said = figure({"mean": ours.mean, "low": ours.low, "high": ours.high} if whole else ours.mean)
+    return one_line(f"{ours.name}: {said}" if ours.name else said)
 
 
 def _from(source: Source, table: Table) -> str:

@@ -117,7 +117,26 @@ def test_models_without_common_examples_are_not_compared() -> None:
     apart = measure()
     moved = {f"other {key}": value for key, value in apart.scores["b:student"].items()}
     apart = replace(apart, scores=apart.scores | {"b:student": moved}, between={})
-    assert "second and the baseline (first, equal-time SFT) have no examples in common" in verdict(table(apart))[1]
+    ranked, others, *_ = verdict(table(apart))
+    assert others == "Measured on other examples, and so not ranked with these: second."
+    assert "second" not in ranked
+
+
+def test_a_baseline_of_other_examples_is_not_compared_with() -> None:
+    apart = measure()
+    key = SFT.key
+    moved = {f"other {name}": value for name, value in apart.scores[key].items()}
+    scores = {name: some for name, some in apart.scores.items() if name != key} | {key: moved}
+    said = " ".join(verdict(table(replace(apart, scores=scores, between={}))))
+    assert "Measured on other examples, and so not ranked with these" in said
+
+
+def test_too_few_examples_for_so_many_comparisons_are_said_to_be() -> None:
+    few = measure()
+    cut = {key: dict(list(some.items())[:4]) for key, some in few.scores.items()}
+    *_, last = verdict(table(replace(few, scores=cut)))
+    assert last.startswith("None could have been: with 4 examples p is at least 0.12")
+    assert not any("None could have been" in line for line in verdict(table(few)))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

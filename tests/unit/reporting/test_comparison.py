@@ -14,7 +14,8 @@ import pytest
 from potstill.errors import ConfigError
 from potstill.evaluation.suites import SUITES
 from potstill.evaluation.suites.run import Result
-from potstill.reporting.comparison import compare, markdown
+from potstill.reporting.comparison import baseline_of, compare, markdown
+from potstill.reporting.comparison.gathered import entries
 from potstill.reporting.comparison.notes import ALWAYS, looked_at
 from potstill.reporting.comparison.table import Entry, Measure, tabulate
 from potstill.reporting.published import load_published
@@ -64,16 +65,38 @@ def test_two_teachers_stand_apart_with_the_run_they_are_of(tmp_path: Path) -> No
     assert names[:2] == [f"teacher ({one.path})", f"teacher ({other.path})"]
 
 
-@pytest.mark.parametrize(("wanted", "index"), [("first", 3), ("second, equal-time SFT", 4), ("first:untouched", 1)])
+@pytest.mark.parametrize(
+    ("wanted", "index"),
+    [("first", 3), ("second, equal-time SFT", 4), ("first:untouched", 1), ("untouched student", 1), ("untouched", 1)],
+)
 def test_the_baseline_is_the_one_that_is_named(tmp_path: Path, wanted: str, index: int) -> None:
-    table = compare(two(tmp_path), baseline=wanted).table
-    assert table.baseline is table.entries[index]
+    models = entries(two(tmp_path))
+    assert baseline_of(models, wanted) is models[index]
+
+
+def test_one_of_two_untouched_students_is_named_without_its_run(tmp_path: Path) -> None:
+    one, other = two(tmp_path)
+    evaluations = copy.deepcopy(EVALUATIONS)
+    evaluations["student_before"]["perplexity"] = 7.0
+    other.write("eval/student_before", evaluations["student_before"])
+    models = entries([one, other])
+    assert [entry.name for entry in models[1:3]] == [f"untouched student ({run.path})" for run in (one, other)]
+    assert baseline_of(models, "untouched") is models[1]
+    assert baseline_of(models, "second:untouched") is models[2]
 
 
 def test_a_baseline_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        compare(two(tmp_path), baseline="third")
+        baseline_of(entries(two(tmp_path)), "third")
     assert "second, equal-time SFT" in str(caught.value)
+
+
+def test_a_run_of_sft_is_a_fine_tuned_baseline(tmp_path: Path) -> None:
+    kd = write_run(tmp_path / "kd", evaluations={k: v for k, v in EVALUATIONS.items() if k != "equal_time_sft"})
+    assert baseline_of(entries([kd])).role == "untouched"
+    sft = write_run(tmp_path / "sft", recipe=RECIPE.replace("method: kd", "method: sft"))
+    (sft.path / "eval" / "equal_time_sft.json").unlink()
+    assert baseline_of(entries([kd, sft])).name == "sft"
 
 
 def test_weights_are_those_of_the_examples() -> None:
@@ -104,6 +127,13 @@ def test_p_is_corrected_over_the_whole_table_and_teachers_are_no_competitors() -
     for cells in table.cells:
         against = cells[STUDENT.key].against
         assert against.p_holm == pytest.approx(4 * against.difference.p)  # two models in two measures
+
+
+def test_of_trials_that_all_failed_the_interval_says_how_few_they_were() -> None:
+    none = measure({"student": [0.0] * 5, "sft": [1.0] * 5}, of_trials=True)
+    cells = tabulate(ENTRIES, [none], SFT).cells[0]
+    assert cells[STUDENT.key].interval == pytest.approx((0, 0.4345), abs=1e-3)  # Wilson's for 0 of 5
+    assert cells[SFT.key].interval == pytest.approx((1 - 0.4345, 1), abs=1e-3)
 
 
 def test_units_are_shown() -> None:
@@ -153,6 +183,13 @@ def test_other_settings_are_noticed(tmp_path: Path, old: str, new: str, said: st
     assert old in text
     other.recipe_file.write_text(text.replace(old, new))
     assert any(said in note for note in compare([one, other]).notes)
+
+
+def test_a_run_without_a_teacher_has_no_other_teacher(tmp_path: Path) -> None:
+    one, other = two(tmp_path)
+    other.recipe_file.write_text(other.recipe_file.read_text().replace("model: smollm2-135m-instruct", "model: other"))
+    (other.path / "eval" / "teacher.json").unlink()
+    assert not any("teachers differ" in note for note in compare([one, other]).notes)
 
 
 def test_students_that_began_differently_and_budgets_that_differ_are_noticed(tmp_path: Path) -> None:
