@@ -13,6 +13,10 @@ from potstill.cli_options import Format, FormatOption, Framing, FramingOption, L
 
 SHOWN_PAIRS = 5
 SETTING = re.compile(r"data\.[a-z_.]+=")  # of a recipe, where files are named too
+PLACES = 'a file, a split as "dolly:dev", or "starter"'
+SettingsArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="settings", help="Of how rows are read: data.max_bad_rows=0.1.")
+]
 OF_DOCUMENTS = {  # options, as build_corpus calls them, and their values where they are not given
     "--field": ("field", "text"),
     "--block-size": ("block_size", 512),
@@ -38,34 +42,54 @@ def ls(format: FormatOption = Format.human) -> None:
 
 
 @app.command(
-    "card", epilog="Examples:\n\n`potstill data card dolly valid`\n\n`potstill data card anli r1_dev --format json`"
+    "card", epilog="Examples:\n\n`potstill data card dolly valid`\n\n`potstill data card anli:r1_dev --format json`"
 )
 def card(
-    name: Annotated[str, typer.Argument(help="A data set, see `potstill data ls`.")],
-    split: Annotated[str, typer.Argument(help="One of its splits.")],
+    name: Annotated[str, typer.Argument(help='A data set, see `potstill data ls`, or a split as "anli:r1_dev".')],
+    split: Annotated[str | None, typer.Argument(help="One of its splits, where the name has none.")] = None,
     format: FormatOption = Format.human,
 ) -> None:
     """Read a split and say what it is: source, licence, counts, hashes, and what goes wrong with it."""
     from potstill.data import catalogue
 
+    name, split = _one_split(name, split)
     found = catalogue.card(name, split, catalogue.load(name, split))
     as_json = format is Format.json
     print(json.dumps(found, indent=2, ensure_ascii=False) + "\n" if as_json else catalogue.card_text(found), end="")
 
 
-@app.command("audit", epilog="Example:\n\n`potstill data audit train.jsonl test.jsonl --format json`")
+def _one_split(name: str, split: str | None) -> tuple[str, str]:
+    """``anli:r1_dev``, or ``anli`` and ``r1_dev``. Raises: ConfigError where no split is named, or two are."""
+    from potstill.data.catalogue import splits_of
+    from potstill.errors import ConfigError
+
+    name, _, inside = name.partition(":")
+    known = splits_of(name)
+    if inside and split:
+        raise ConfigError(f"two splits of {name} are named, {inside} and {split}", "name one")
+    if not (inside or split):
+        raise ConfigError(f"no split of {name} is named", f"name one, as {name}:{known[0]}: it has {', '.join(known)}")
+    return name, inside or split or ""
+
+
+@app.command(
+    "audit",
+    epilog="Examples:\n\n`potstill data audit train.jsonl test.jsonl --format json`\n\n"
+    "`potstill data audit dolly:train dolly:valid`\n\n"
+    "With settings as a recipe has them:\n\n`potstill data audit train.csv test.csv data.fields.prompt=question`",
+)
 def audit(
-    train: Annotated[Path, typer.Argument(help="Rows that are trained on.")],
-    test: Annotated[Path, typer.Argument(help="Rows that are measured on.")],
+    train: Annotated[str, typer.Argument(help=f"Rows that are trained on: {PLACES}.")],
+    test: Annotated[str, typer.Argument(help=f"Rows that are measured on: {PLACES}.")],
+    settings: SettingsArgument = None,
     data_format: LayoutOption = Layout.prompt_response,
     threshold: Annotated[float, typer.Option(min=0.01, max=1, help="Similarity of near duplicates.")] = 0.8,
     format: FormatOption = Format.human,
 ) -> None:
     """Say what two files have in common: whole rows, runs of eight words, and rows that are nearly the same."""
     from potstill.data.audit import audit as compared
-    from potstill.recipe import Data
 
-    found = compared(train, test, Data.model_validate({"format": data_format.value}), threshold=threshold)
+    found = compared(train, test, _layout({"data.format": data_format.value}, settings), threshold=threshold)
     if format is Format.json:
         pairs = {"across": found.across, "within_train": found.within}
         print(json.dumps(found.figures | {name: [vars(p) for p in some] for name, some in pairs.items()}, indent=2))
@@ -147,20 +171,36 @@ def _prepare_rows(
     from potstill.data.prepared.kinds import check_rows, one_place
     from potstill.errors import ConfigError
     from potstill.models.loading import load_tokenizer
-    from potstill.recipe_io import load, parse_overrides
-    from potstill.recipes import METHODS
 
     if given := [name for name, (key, unset) in OF_DOCUMENTS.items() if packing[key] != unset]:
         raise ConfigError(f"{given[0]} is of documents, and --rows is for rows", "remove one of them")
     place = one_place([file for file in files if not SETTING.match(file)])
     check_rows(place)
     named = {"data.path": place} | ({"data.format": data_format.value} if data_format else {})
-    # A recipe says how rows are read: any one, so that its settings are named and checked as everywhere.
-    settings = named | parse_overrides([file for file in files if SETTING.match(file)])
-    made = prepare_rows(load("sft", settings, methods=METHODS).stage.data, load_tokenizer(model), out, workers=workers)
+    config = _data(named, [file for file in files if SETTING.match(file)])
+    made = prepare_rows(config, load_tokenizer(model), out, workers=workers)
     counts = {name: value for name, value in made.counts.items() if not isinstance(value, dict)}
     use = " ".join(["potstill train kd", f"data={out}", *overrides_of(made)])
     return made.model_dump(mode="json"), [*(f"{name:24} {value}" for name, value in counts.items()), f"use it: {use}"]
+
+
+def _data(named: dict[str, Any], settings: list[str]) -> Any:
+    """How rows are read: of any recipe, so that its settings are named and checked as everywhere."""
+    from potstill.recipe_io import load, parse_overrides
+    from potstill.recipes import METHODS
+
+    return load("sft", named | parse_overrides(settings), methods=METHODS).stage.data
+
+
+def _layout(named: dict[str, Any], settings: list[str] | None) -> Any:
+    """Likewise, of rows that are named as arguments. Raises: ConfigError for other rows, and what is of no data."""
+    from potstill.errors import ConfigError
+
+    for setting in settings or []:
+        if setting.startswith(("data.path=", "data.heldout=")) or not SETTING.match(setting):
+            fix = "settings are written as data.max_bad_rows=0.1, and files come before them"
+            raise ConfigError(f"{setting!r} does not say how rows are read", fix)
+    return _data(named, settings or [])
 
 
 @app.command(
@@ -170,6 +210,7 @@ def _prepare_rows(
 )
 def inspect(
     file: Annotated[str, typer.Argument(help='Rows: a file, a prepared folder, a split as "cqa:train", "starter".')],
+    settings: SettingsArgument = None,
     model: Annotated[str, typer.Option(help="Whose tokenizer and template are used.")] = "smollm2-135m-instruct",
     data_format: LayoutOption = Layout.prompt_response,
     template: FramingOption = Framing.auto,
@@ -180,10 +221,10 @@ def inspect(
     from potstill.data.inspect import pieces
     from potstill.data.prepare import prepare_all
     from potstill.models.loading import load_tokenizer
-    from potstill.recipe import Data
 
+    named = {"data.path": file, "data.format": data_format.value, "data.template": template.value}
+    config = _layout(named, settings)
     tokenizer = load_tokenizer(model)
-    config = Data.model_validate({"path": file, "format": data_format.value, "template": template.value})
     found = [(row, list(pieces(row, tokenizer))) for row in prepare_all(config, tokenizer)[:rows]]
     if format is Format.json:
         print(json.dumps([{"id": row.example_id, "pieces": [vars(p) for p in some]} for row, some in found], indent=2))

@@ -5,8 +5,12 @@ Exit codes: 0 done, 1 failed, 2 the user's mistake, 75 stopped by SIGTERM with e
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from typing import ClassVar
+
+NEARNESS = 0.6  # as difflib has it
 
 
 class PotstillError(Exception):
@@ -82,3 +86,10 @@ class Stopped(PotstillError):
     def __init__(self, cause: str, fix: str | None = None, *, exit_code: int):
         super().__init__(cause, fix)
         self.exit_code = exit_code  # type: ignore[misc]
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """ "Did you mean 'dolly'? ", to stand before the list of what there is; empty where nothing is near."""
+    likeness = {choice: SequenceMatcher(None, choice, word.lower()).ratio() for choice in known}
+    near = max(likeness, key=likeness.__getitem__, default="")  # of several the first: 'r1_dev' for 'dev'
+    return f"Did you mean '{near}'? " if likeness.get(near, 0.0) >= NEARNESS else ""

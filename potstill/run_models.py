@@ -10,10 +10,10 @@ from pathlib import Path
 
 from potstill import assembly, recipe_io
 from potstill import run as runs
-from potstill.errors import ConfigError
+from potstill.errors import ConfigError, nearest
 from potstill.models import pruning
 from potstill.models.loading import load
-from potstill.recipe import PrunedStudent, Stage
+from potstill.recipe import PrunedStudent, Recipe, Stage
 from potstill.recipes import METHODS
 from potstill.run import Run, remove_folder
 
@@ -42,8 +42,10 @@ def model_named(name: str, *, allow_remote_code: bool = False) -> str:
 def model_of(run: Run, part: str, *, allow_remote_code: bool = False) -> str:
     """The model folder, file or hub id of a part of a run. Raises: as ``model_named`` does."""
     if part not in PARTS:
-        raise ConfigError(f"{run.name} has no model {part!r}", f"it is one of {', '.join(PARTS)}")
-    stage = recipe_io.load(run.recipe_file, methods=METHODS).stage
+        fix = f"{nearest(part, PARTS)}It is one of {', '.join(PARTS)}"
+        raise ConfigError(f"{run.name} has no model {part!r}", fix)
+    recipe = recipe_io.load(run.recipe_file, methods=METHODS)
+    stage = recipe.stage
     match part:
         case "teacher" if stage.teacher:
             return _pinned_nowhere(stage.teacher.model, stage.teacher.revision)
@@ -53,8 +55,19 @@ def model_of(run: Run, part: str, *, allow_remote_code: bool = False) -> str:
             folder = run.student if part == "student" else run.baseline.student
             if folder.is_dir():
                 return str(folder)
-    missing = {"teacher": "its recipe has none", "sft": "train with baseline=equal_time_sft"}
-    raise ConfigError(f"{run.name} has no {part}", missing.get(part, f"go on with `potstill resume {run.name}`"))
+    raise ConfigError(f"{run.name} has no {part}", _instead(run, part, recipe))
+
+
+def _instead(run: Run, part: str, recipe: Recipe) -> str:
+    """What to do where a run has no such model."""
+    match part:
+        case "teacher":
+            return f"method {recipe.method} trains without one; name another run's teacher, or {run.name}:untouched"
+        case "sft" if recipe.method == "sft":
+            return f"name the run itself, {run.name}: it is fine-tuned"
+        case "sft" if recipe.baseline == "none":
+            return "train with baseline=equal_time_sft"
+    return f"go on with `potstill resume {run.name}`"
 
 
 def parts_of(run: Run) -> list[str]:

@@ -8,11 +8,14 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from potstill.data import datasets
+from potstill.data.catalogue import load
+from potstill.data.datasets import Place
 from potstill.data.examples import Example
 from potstill.data.formats import check_fields, example_of
 from potstill.data.overlap import NEARLY, overlap, shingles
-from potstill.data.quarantine import sift
-from potstill.data.reader import read_rows
+from potstill.data.quarantine import Sifted, judge, sift
+from potstill.data.reader import EXCERPT_CHARS, BadRow, read_rows
 from potstill.recipe import Data
 
 
@@ -34,15 +37,21 @@ class Audit:
     within: tuple[Pair, ...]
 
 
-def audit(train: Path, test: Path, config: Data, *, threshold: float = NEARLY) -> Audit:
+def audit(train: str | Path, test: str | Path, config: Data, *, threshold: float = NEARLY) -> Audit:
     """Compare the rows of two files, prompts and responses, each row's own words only.
 
     Args:
-        config: how the rows are laid out. threshold: similarity from which two rows count as nearly the same.
-    Raises: DataError for a file that cannot be read as a whole; rows that cannot be used are counted.
+        train, test: files, splits of named data sets as "dolly:dev", or "starter"; in the place of ``config``'s own.
+        config: how the rows of files are laid out, and the share of them that may be bad.
+        threshold: similarity from which two rows count as nearly the same.
+    Raises: DataError for a file or split that cannot be read, or has more rows that cannot be used than
+        ``config.max_bad_rows``: what they share would not be found. Fewer are counted.
     """
     check_fields(config)
-    sifted = [sift(read_rows(file), lambda row: example_of(row, config)) for file in (train, test)]
+    config = config.model_copy(update={"path": str(train), "heldout": str(test)})
+    sifted = [
+        _usable(place, config) for place in (datasets.train_place(config), datasets.heldout_place(config)) if place
+    ]
     rows, asked = (part.examples for part in sifted)
     across, within = near_duplicates(asked, rows, threshold), near_duplicates(rows, None, threshold)
     figures: dict[str, int | float] = {
@@ -54,6 +63,21 @@ def audit(train: Path, test: Path, config: Data, *, threshold: float = NEARLY) -
         "train_rows_near_another": len({id for pair in within for id in (pair.one, pair.other)}),
     }
     return Audit(figures, across, within)
+
+
+def _usable(place: Place, config: Data) -> Sifted:
+    """The rows of a file or split, sorted. Raises: DataError where too many cannot be used."""
+    if isinstance(place, Path):
+        found = sift(read_rows(place, names=datasets.NAMES), lambda row: example_of(row, config))
+    else:
+        loaded = load(place.name, place.split)
+        answered = tuple(item.example() for item in loaded.items if item.references)
+        bad = [
+            BadRow(item.id, "no answer", item.prompt[:EXCERPT_CHARS]) for item in loaded.items if not item.references
+        ]
+        found = Sifted(answered, (*loaded.bad, *bad))
+    judge(place, found, config.max_bad_rows)
+    return found
 
 
 def near_duplicates(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from potstill.data.catalogue import DATASETS
-from potstill.errors import DataError
+from potstill.errors import DataError, nearest
 from potstill.recipe import Data
 
 STARTER = "starter"
@@ -55,12 +55,13 @@ def place_of(text: str) -> Place:
     if found is None or Path(text).exists():
         return Path(text).expanduser()
     if found[1] not in DATASETS:
-        raise DataError(f"there is no data set {found[1]!r}", f"it is one of {', '.join(DATASETS)}, or name a file")
+        fix = f"{nearest(found[1], DATASETS)}it is one of {', '.join(DATASETS)}, or name a file"
+        raise DataError(f"there is no data set {found[1]!r}", fix)
     return Named(found[1], found[2])
 
 
 def _starter(split: str) -> Path:
     file = _STARTER_FOLDER / f"{split}.jsonl"
     if not file.is_file():
-        raise DataError("the starter rows are not in this installation", "install potstill again, or set data.path")
+        raise DataError("the starter rows are not in this installation", "install potstill again, or name a file of rows")
     return file

@@ -49,9 +49,9 @@ def check_fields(config: Data) -> None:
 
 
 def _prompt_response(values: dict[str, Any], id: str, config: Data) -> Example:
-    """``prompt`` may be empty: text that begins at the start of a sequence."""
+    """``prompt`` may be empty: text that begins at the start of a sequence; of several responses the first is taken."""
     prompt = text_of(values, config.fields.get("prompt", "prompt"), may_be_empty=True)
-    return Example(prompt, text_of(values, config.fields.get("response", "response")), id)
+    return Example(prompt, _first_text(values, config.fields.get("response", "response")), id)
 
 
 def _dolly(values: dict[str, Any], id: str, config: Data) -> Example:
@@ -62,7 +62,7 @@ def _dolly(values: dict[str, Any], id: str, config: Data) -> Example:
     prompt = frame.format(instruction=instruction, input=context)
     start = len(frame.partition("{input}")[0].format(instruction=instruction)) if context else 0
     span = (start, start + len(context))
-    return Example(prompt, _first_output(values), id, content=f"{instruction}\n{context}", input_span=span)
+    return Example(prompt, _first_text(values, "output"), id, content=f"{instruction}\n{context}", input_span=span)
 
 
 def without_frame(prompt: str) -> str | None:
@@ -78,15 +78,6 @@ def without_frame(prompt: str) -> str | None:
         if found:
             return f"{instruction}\n{context}"
     return None
-
-
-def _first_output(values: dict[str, Any]) -> str:
-    outputs = values.get("output")
-    if not isinstance(outputs, list):
-        return text_of(values, "output")
-    if not outputs:
-        raise Unusable("field 'output' is an empty list")
-    return text_of({"output[0]": outputs[0]}, "output[0]")
 
 
 def _chat(values: dict[str, Any], id: str, config: Data) -> Example:
@@ -147,6 +138,16 @@ def text_of(values: dict[str, Any], name: str, *, may_be_empty: bool = False) ->
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise Unusable(f"field {name!r} holds half a character (a lone surrogate)")
     return value
+
+
+def _first_text(values: dict[str, Any], name: str) -> str:
+    """The text in a field, or the first of a list of acceptable ones. Raises: Unusable."""
+    found = values.get(name)
+    if not isinstance(found, list):
+        return text_of(values, name)
+    if not found:
+        raise Unusable(f"field {name!r} is an empty list")
+    return text_of({f"{name}[0]": found[0]}, f"{name}[0]")
 
 
 def _missing(values: dict[str, Any], name: str) -> str | None:

@@ -70,7 +70,7 @@ def write_quarantine(file: Path, bad: Sequence[BadRow]) -> None:
 def judge(file: object, sifted: Sifted, max_bad_rows: float, quarantine_file: Path | None = None) -> None:
     """Raise DataError where a file has no usable row, or a share of bad rows above ``max_bad_rows``."""
     if not sifted.num_rows:
-        raise DataError(f"{file} has no rows", "put rows in it, or set data.path to another file")
+        raise DataError(f"{file} has no rows", "put rows in it, or name another file of rows")
     share = len(sifted.bad) / sifted.num_rows
     if sifted.examples and share <= max_bad_rows:
         return
@@ -86,5 +86,5 @@ def _fix(sifted: Sifted, share: float) -> str:
     if 2 * len(missing) > sifted.num_rows:
         return "say how the file names its fields (data.fields.prompt=question), or set data.format"
     if not sifted.examples:
-        return "mend the rows, or set data.path to another file"
+        return "mend the rows, or name another file of rows"
     return f"mend these rows, or allow them with data.max_bad_rows={math.ceil(100 * share) / 100:g}"

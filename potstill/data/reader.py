@@ -65,7 +65,8 @@ def check_file(file: Path, names: tuple[str, ...] = ()) -> None:
     """Refuse what is not a readable kind of file, saying what there is instead."""
     if file.is_dir():
         inside = sorted(p.name for p in file.iterdir() if p.suffix.lower() in SUFFIXES)[:5]
-        raise DataError(f"{file} is a folder, not a file", f"name one file in it: {', '.join(inside) or 'it has none'}")
+        fix = f"name one file in it: {', '.join(inside)}" if inside else "name a file of rows; there is none in it"
+        raise DataError(f"{file} is a folder, not a file", fix)
     if not file.exists():
         raise DataError(f"there is no data file {file}", _near(file, names))
     if file.suffix.lower() not in SUFFIXES:
@@ -74,17 +75,17 @@ def check_file(file: Path, names: tuple[str, ...] = ()) -> None:
     if not file.is_file():
         raise DataError(f"{file} is not an ordinary file", "copy its rows into a .jsonl file")
     if file.stat().st_size == 0:
-        raise DataError(f"{file} is empty", "put rows in it, or set data.path to another file")
+        raise DataError(f"{file} is empty", "put rows in it, or name another file of rows")
 
 
 def _near(file: Path, names: tuple[str, ...]) -> str:
     folder = file.parent
     if not folder.is_dir():
-        return f"the folder {folder} does not exist either; set data.path to a file that does"
+        return f"the folder {folder} does not exist either; name a file that does"
     here = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
     near = get_close_matches(file.name, [*names, *here], n=3, cutoff=0.5)
     found = [name if name in names else str(folder / name) for name in near or here[:3]]
-    return f"did you mean {' or '.join(found)}?" if found else f"set data.path to a file; {folder} has no data files"
+    return f"did you mean {' or '.join(found)}?" if found else f"name another file of rows; {folder} has no data files"
 
 
 # --- lines ------------------------------------------------------------------------------------------------------------

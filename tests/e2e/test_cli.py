@@ -371,7 +371,30 @@ def test_data_can_be_looked_at_before_it_is_trained_on(
     code, out, _ = call("data", "card", "gsm8k", "test")
     assert code == 0
     assert "published with 1,319 rows, so this is not the whole split" in out
-    assert call("data", "card", "gsm9k", "test")[0] == 2
+    assert call("data", "card", "gsm8k:test")[:2] == (0, out)
+    for asked, said in (
+        (["gsm9k", "test"], "Did you mean 'gsm8k'?"),
+        (["gsm8k"], "no split of gsm8k is named\n  fix: name one, as gsm8k:train: it has train, test"),
+        (["gsm8k:test", "train"], "two splits of gsm8k are named, test and train"),
+    ):
+        code, _, err = call("data", "card", *asked)
+        assert code == 2
+        assert said in err
+    assert json.loads(call("data", "audit", "gsm8k:test", "rows.jsonl", "--format", "json")[1])["train_rows"] == 1
+
+
+def test_settings_say_how_rows_are_read_before_they_are_looked_at(call: Run, workspace: Path) -> None:
+    (workspace / "other.csv").write_text("question,answer\nWhy is it?,Because it is.\n")
+    names = ("data.fields.prompt=question", "data.fields.response=answer")
+    code, _, err = call("data", "audit", "other.csv", "other.csv")
+    assert (code, "data.fields.prompt=question" in err) == (2, True)
+    code, out, _ = call("data", "audit", "other.csv", "other.csv", *names, "--format", "json")
+    assert (code, json.loads(out)["duplicate_rows"]) == (0, 1)
+    code, out, _ = call("data", "inspect", "other.csv", *names, "--model", "teacher", "--format", "json")
+    assert (code, len(json.loads(out))) == (0, 1)
+    for setting in ("data.path=rows.jsonl", "data.heldout=rows.jsonl", "budget.steps=3", "rows.jsonl"):
+        code, _, err = call("data", "audit", "other.csv", "other.csv", *names, setting)
+        assert (code, "does not say how rows are read" in err) == (2, True)
 
 
 def test_documents_become_a_corpus_that_opens(call: Run, workspace: Path) -> None:

@@ -58,8 +58,20 @@ def test_the_models_of_a_run_have_names(runs: tuple[Run, Run]) -> None:
     assert model_named("someone/some-model:first") == "someone/some-model:first"
     with pytest.raises(ConfigError, match=r"no model 'best'.*"):
         model_named("first:best")
-    with pytest.raises(ConfigError, match="second has no sft"):
+    with pytest.raises(ConfigError, match=r"no model 'techer'\n  fix: Did you mean 'teacher'\? It is one of teacher, "):
+        model_named("first:techer")
+    with pytest.raises(ConfigError, match="second has no sft\n  fix: train with baseline=equal_time_sft"):
         model_named("second:sft")
+
+
+def test_a_run_of_sft_says_which_models_stand_for_those_it_has_not(workspace: Path) -> None:
+    settings = {key: value for key, value in SMALL.items() if key != "teacher"}
+    api.train("sft", **settings | {"run": "tuned", "student.model": "teacher", "budget.steps": 1})
+    with pytest.raises(ConfigError, match="method sft trains without one; name another run's teacher, or tuned:untou"):
+        model_named("tuned:teacher")
+    with pytest.raises(ConfigError, match="fix: name the run itself, tuned: it is fine-tuned"):
+        model_named("tuned:sft")
+    assert model_named("tuned") == str(Path("runs/tuned/student"))
 
 
 def test_the_untouched_student_is_cut_again_as_it_was(runs: tuple[Run, Run]) -> None:

@@ -9,7 +9,7 @@ from potstill.data.catalogue import choices, inference, instructions, maths, sum
 from potstill.data.catalogue.dataset import Card, Dataset, Loaded
 from potstill.data.catalogue.item import Item
 from potstill.data.catalogue.loading import card_of, card_text, data_root, files_of, load_split
-from potstill.errors import DataError
+from potstill.errors import DataError, nearest
 
 _ALL = (
     *(instructions.DOLLY, instructions.SELF_INST, instructions.VICUNA, instructions.SINST, instructions.UINST),
@@ -45,10 +45,28 @@ def card(name: str, split: str, loaded: Loaded) -> dict[str, Any]:
     return card_of(_dataset(name), split, loaded)
 
 
+def splits_of(name: str) -> tuple[str, ...]:
+    """The splits of a data set, here or not. Raises: DataError for an unknown name."""
+    return tuple(_dataset(name).splits)
+
+
 def _dataset(name: str) -> Dataset:
     if name not in DATASETS:
-        raise DataError(f"there is no data set called {name!r}", f"it is one of {', '.join(DATASETS)}")
+        fix = f"{nearest(name, DATASETS)}It is one of {', '.join(DATASETS)}"
+        raise DataError(f"there is no data set called {name!r}", fix)
     return DATASETS[name]
 
 
-__all__ = ["DATASETS", "Card", "Dataset", "Item", "Loaded", "card", "card_text", "data_root", "is_there", "load"]
+__all__ = [
+    "DATASETS",
+    "Card",
+    "Dataset",
+    "Item",
+    "Loaded",
+    "card",
+    "card_text",
+    "data_root",
+    "is_there",
+    "load",
+    "splits_of",
+]

@@ -12,7 +12,7 @@ from typing import Any
 from potstill.data.catalogue.dataset import Dataset, Loaded
 from potstill.data.catalogue.item import Item
 from potstill.data.reader import BadRow
-from potstill.errors import DataError
+from potstill.errors import DataError, nearest
 
 VARIABLE = "POTSTILL_DATA"
 BESIDE = Path(__file__).resolve().parents[4] / "shared" / "data"  # the repository is parents[3]
@@ -45,7 +45,8 @@ def load_split(dataset: Dataset, split: str, folder: Path | None = None) -> Load
     """
     if split not in dataset.splits:
         name = dataset.card.name
-        raise DataError(f"{name} has no split {split!r}", f"it has {', '.join(dataset.splits)}")
+        fix = f"{nearest(split, dataset.splits)}It has {', '.join(dataset.splits)}"
+        raise DataError(f"{name} has no split {split!r}", fix)
     files = files_of(dataset, split, folder)
     items, bad = _sorted((file, found) for file in files for found in dataset.read(file))
     if not items:

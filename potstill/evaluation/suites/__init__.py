@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from potstill.data.catalogue import is_there
-from potstill.errors import ConfigError
+from potstill.errors import ConfigError, nearest
 from potstill.evaluation.suites.classification import Classification
 from potstill.evaluation.suites.instruction import Instruction
 from potstill.evaluation.suites.language import Language
@@ -56,8 +56,10 @@ def chosen(names: Sequence[str]) -> list[Suite]:
 
     Raises: ConfigError for a name that is none, or a group of which no data set is here.
     """
-    if unknown := next((name for name in names if name not in SUITES and name not in GROUPS), None):
-        raise ConfigError(f"there is no suite {unknown!r}", f"it is one of {', '.join([*SUITES, *GROUPS])}")
+    known = [*SUITES, *GROUPS]
+    if (unknown := next((name for name in names if name not in known), None)) is not None:
+        fix = f"{nearest(unknown, known)}It is one of {', '.join(known)}"
+        raise ConfigError(f"there is no suite {unknown!r}", fix)
     found = (member for name in names for member in (_members(name) if name in GROUPS else (name,)))
     return [SUITES[name] for name in dict.fromkeys(found)]
 

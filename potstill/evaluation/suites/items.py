@@ -14,6 +14,13 @@ from potstill.data.reader import BadRow, Row, read_rows
 from potstill.errors import ConfigError, DataError
 from potstill.evaluation.suites.suite import Suite
 
+MEND = "mend or remove the row"
+OPTIONS = "options are a list of two or more texts, which .jsonl and .parquet files can hold; response is one of them"
+NEEDS = {  # what a suite asks of a row beside its prompt and response
+    "classification": f"give each row its options, or use suite instruction; {OPTIONS}",
+    "maths": "give each row a number or an equation as its response, or use suite instruction, which takes any text",
+}
+
 
 def items_of(
     suite: Suite, *, limit: int | None = None, file: Path | None = None, folder: Path | None = None
@@ -30,6 +37,9 @@ def items_of(
     if suite.dataset is None:
         if file is None:
             raise ConfigError(f"suite {suite.name} is about rows of your own, and no file is named", "add --data FILE")
+        if file.is_dir():
+            rows = "documents" if suite.name == "plain_text" else "rows"
+            raise DataError(f"{file} is a folder", f"name a file of {rows}; suites do not read prepared folders")
         own = tuple(_own_items(suite, file))
         if not own:
             raise DataError(f"{file} has no rows", "put rows in it, or name another file")
@@ -58,15 +68,33 @@ def _own_items(suite: Suite, file: Path) -> Iterator[Item]:
     first: dict[str, str] = {}  # id -> where
     for row in read_rows(file):
         if isinstance(row, BadRow):
-            raise DataError(f"{row.where}: {row.reason}", "mend or remove the row")
-        try:
-            item = own_item(row)
-            suite.protocol.check(item)
-            if (seen := first.setdefault(item.id, row.where)) != row.where:
-                raise Unusable(f"duplicate id {item.id[:60]!r} (first at {seen})")
-        except Unusable as reason:
-            raise DataError(f"{row.where}: {reason}", "mend or remove the row") from None
+            raise DataError(f"{row.where}: {row.reason}", MEND)
+        item = _own_item(suite, row, file, is_first=not first)
+        if (seen := first.setdefault(item.id, row.where)) != row.where:
+            raise DataError(f"{row.where}: duplicate id {item.id[:60]!r} (first at {seen})", MEND)
         yield item
+
+
+def _own_item(suite: Suite, row: Row, file: Path, *, is_first: bool) -> Item:
+    """A row as an item that the suite can ask. Raises: DataError with a way out that fits the row."""
+    try:
+        item = own_item(row)
+    except Unusable as reason:
+        raise DataError(f"{row.where}: {reason}", _way_out(row, file, is_first)) from None
+    try:
+        suite.protocol.check(item)
+    except Unusable as reason:
+        raise DataError(f"{row.where}: {reason}", NEEDS.get(suite.name, MEND)) from None
+    return item
+
+
+def _way_out(row: Row, file: Path, is_first: bool) -> str:
+    if is_first and not {"prompt", "response"} <= row.values.keys():  # and so most likely all of them
+        names = "fields" if file.suffix.lower() == ".jsonl" else "columns"
+        return f"name the {names} prompt and response, and options where there are some"
+    if not isinstance(row.values.get("options", []), list):
+        return OPTIONS
+    return MEND
 
 
 def own_item(row: Row) -> Item:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from potstill.data.audit import audit, near_duplicates
 from potstill.data.examples import Example
 from potstill.data.overlap import SHINGLE, words
+from potstill.errors import DataError
 from potstill.recipe import Data
 
 TEXT = "A small pot still makes a strong spirit from a weak wash, and a goat ate the hat of the man who made it"
@@ -84,7 +85,7 @@ def test_two_files_are_compared_and_what_cannot_be_used_is_counted(tmp_path: Pat
     train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
     train.write_text("".join(json.dumps(row) + "\n" for row in rows[:4]) + "{oops\n")
     test.write_text("".join(json.dumps(row) + "\n" for row in [rows[0], rows[5], unlike]))
-    found = audit(train, test, Data(), threshold=0.7)
+    found = audit(train, test, Data(max_bad_rows=0.2), threshold=0.7)
     assert found.figures["train_rows"] == 4
     assert found.figures["test_rows"] == 3
     assert found.figures["unusable_rows"] == 1
@@ -94,3 +95,53 @@ def test_two_files_are_compared_and_what_cannot_be_used_is_counted(tmp_path: Pat
     assert found.figures["shared_8gram_response_share"] == pytest.approx(2 / 3, abs=1e-6)
     assert found.across[0].similarity == 1.0
     assert len(found.within) == 6
+
+
+def written(file: Path, *rows: dict[str, object]) -> Path:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@pytest.mark.parametrize("which", ["train", "test"])
+def test_a_file_whose_rows_cannot_be_used_is_refused_by_its_name(tmp_path: Path, which: str) -> None:
+    """An overlap of 0 would read as no leak."""
+    files = {name: written(tmp_path / f"{name}.jsonl", {"prompt": "p", "response": TEXT}) for name in ("train", "test")}
+    written(files[which], {"question": "p", "answer": TEXT})
+    with pytest.raises(DataError, match=rf"1 of the 1 rows of .*{which}\.jsonl .*missing field 'prompt'") as caught:
+        audit(files["train"], files["test"], Data(max_bad_rows=1.0))
+    assert "data.fields.prompt=question" in str(caught.value.fix)
+    written(files[which], *[{"prompt": f"p{n}", "response": TEXT} for n in range(4)], {"prompt": "p", "response": ""})
+    with pytest.raises(DataError, match=r"more than data\.max_bad_rows=0\.1 allows"):
+        audit(files["train"], files["test"], Data(max_bad_rows=0.1))
+    assert audit(files["train"], files["test"], Data(max_bad_rows=0.2)).figures["unusable_rows"] == 1
+
+
+def test_splits_of_named_data_sets_are_compared_with_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POTSTILL_DATA", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    rows = [{"question": f"How many goats, {n}?", "answer": f"{TEXT} #### {n}"} for n in range(3)]
+    written(tmp_path / "gsm8k" / "train.jsonl", *rows)
+    written(tmp_path / "gsm8k" / "test.jsonl", rows[1], {"question": "Why?", "answer": "Because. #### 7"})
+    found = audit("gsm8k:train", "gsm8k:test", Data())
+    assert (found.figures["train_rows"], found.figures["test_rows"]) == (3, 2)
+    assert (found.figures["duplicate_prompts"], found.figures["duplicate_rows"]) == (1, 1)
+    own = written(tmp_path / "own.jsonl", {"prompt": "Why?", "response": "Because."})
+    assert audit("gsm8k:test", own, Data()).figures["duplicate_prompts"] == 1
+    with pytest.raises(DataError, match="gsm8k has no split 'tset'"):
+        audit("gsm8k:tset", own, Data())
+
+
+def test_a_split_without_answers_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POTSTILL_DATA", str(tmp_path))
+    options = [{"label": label, "text": f"hat {label}"} for label in "ABCDE"]
+    question = {"stem": "Which?", "choices": options}
+    written(tmp_path / "cqa" / "test_rand_split_no_answers.jsonl", {"id": "q", "question": question})
+    with pytest.raises(DataError, match=r"1 of the 1 rows of cqa:hidden .*no answer"):
+        audit("cqa:hidden", "starter", Data())
+
+
+def test_the_starter_rows_are_compared_with_those_held_out() -> None:
+    figures = audit("starter", "starter", Data()).figures
+    assert figures["train_rows"] > figures["test_rows"] > 0
+    assert figures["duplicate_rows"] == 0

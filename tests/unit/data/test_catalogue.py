@@ -425,10 +425,10 @@ def test_without_the_variable_the_data_is_beside_the_repository(monkeypatch: pyt
 def test_a_wrong_name_or_split_says_which_there_are(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no data set called 'doly'") as caught:
         load("doly", "valid", folder=tmp_path)
-    assert "dolly, self_inst" in str(caught.value.fix)
+    assert str(caught.value.fix).startswith("Did you mean 'dolly'? It is one of dolly, self_inst")
     with pytest.raises(DataError, match="anli has no split 'dev'") as caught:
         load("anli", "dev", folder=tmp_path)
-    assert "r1_dev" in str(caught.value.fix)
+    assert str(caught.value.fix).startswith("Did you mean 'r1_dev'? It has r1_train")
 
 
 def test_a_file_without_one_item_is_refused(tmp_path: Path) -> None:

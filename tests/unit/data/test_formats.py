@@ -28,6 +28,11 @@ def test_prompt_response_keeps_the_text_as_it_is():
     assert (made.prompt, made.response) == (" p\n", "\tr ")
 
 
+def test_the_first_of_several_responses_is_taken_under_any_name():
+    assert example({"prompt": "p", "response": ["one", "two"]}).response == "one"
+    assert example({"prompt": "p", "answer": ["one", 2]}, fields={"response": "answer"}).response == "one"
+
+
 def test_an_empty_prompt_is_the_start_of_a_sequence():
     assert example({"prompt": "", "response": "Once"}).prompt == ""
 
@@ -63,7 +68,10 @@ def test_fields_are_renamed():
         ({}, "missing field 'prompt'"),
         ({"prompt": 3, "response": "r"}, "field 'prompt' is int, not text"),
         ({"prompt": "p", "response": None}, "field 'response' is null, not text"),
-        ({"prompt": "p", "response": ["r"]}, "field 'response' is a list, not text"),
+        ({"prompt": "p", "response": []}, "field 'response' is an empty list"),
+        ({"prompt": "p", "response": [3, "r"]}, "field 'response[0]' is int, not text"),
+        ({"prompt": "p", "response": [" ", "r"]}, "field 'response[0]' is empty"),
+        ({"prompt": ["p"], "response": "r"}, "field 'prompt' is a list, not text"),
         ({"prompt": "p", "response": {"text": "r"}}, "field 'response' is an object, not text"),
         ({"prompt": "p", "response": ""}, "field 'response' is empty"),
         ({"prompt": "p", "response": " \n\t"}, "field 'response' is empty"),

@@ -386,6 +386,43 @@ def test_what_cannot_be_asked_is_refused_with_the_way_out(tmp_path: Path) -> Non
         evaluate_models([], [SUITES["maths"]], root=tmp_path, file=file)
 
 
+@pytest.mark.parametrize(
+    ("suite", "name", "text", "fix"),
+    [
+        ("maths", "own.csv", "question,answer\nq,1\n", "name the columns prompt and response, and options where"),
+        ("maths", "own.jsonl", '{"prompt": "a", "answer": "1"}\n', "name the fields prompt and response, and options"),
+        (
+            "maths",
+            "own.jsonl",
+            '{"prompt": "a", "response": "1"}\n{"prompt": "a", "answer": "1"}\n',
+            "mend or remove the row",
+        ),
+        (
+            "classification",
+            "own.jsonl",
+            '{"prompt": "a", "response": "b"}\n',
+            "give each row its options, or use suite",
+        ),
+        ("classification", "own.csv", "prompt,response,options\np,a,a|b\n", "options are a list of two or more texts"),
+        ("maths", "own.jsonl", '{"prompt": "a", "response": "many"}\n', "give each row a number or an equation"),
+        ("maths", "own.jsonl", '{"prompt": "a", "response": "1"}\n{oops\n', "mend or remove the row"),
+    ],
+)
+def test_the_way_out_fits_the_row(tmp_path: Path, suite: str, name: str, text: str, fix: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match="own") as caught:
+        items_of(SUITES[suite], file=tmp_path / name)
+    assert str(caught.value.fix).startswith(fix)
+
+
+@pytest.mark.parametrize(("suite", "what"), [("maths", "rows"), ("plain_text", "documents")])
+def test_a_folder_is_refused_whatever_it_holds(tmp_path: Path, suite: str, what: str) -> None:
+    own_rows(tmp_path)
+    with pytest.raises(DataError, match="is a folder") as caught:
+        items_of(SUITES[suite], file=tmp_path)
+    assert caught.value.fix == f"name a file of {what}; suites do not read prepared folders"
+
+
 def test_every_suite_of_a_data_set_names_one_that_is_there() -> None:
     from potstill.data.catalogue import DATASETS
 
@@ -406,8 +443,18 @@ def test_a_group_leaves_out_what_is_not_here_and_says_so(
         (tmp_path / name / "valid.jsonl").touch()
     assert [suite.name for suite in chosen(["vicuna", "minillm", "cqa"])] == ["vicuna", "dolly", "cqa"]
     assert "without self_inst, sinst, uinst" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="no suite 'dolyl'"):
-        chosen(["dolyl"])
+
+
+def test_a_misspelt_suite_is_answered_with_the_nearest_and_then_the_list() -> None:
+    for wrong, near in (
+        ("dolyl", "Did you mean 'dolly'? It is"),
+        ("Minilm", "Did you mean 'minillm'? "),
+        ("", "It is"),
+    ):
+        with pytest.raises(ConfigError, match=f"no suite '{wrong}'") as caught:
+            chosen(["vicuna", wrong])
+        assert str(caught.value.fix).startswith(near)
+        assert str(caught.value.fix).endswith("plain_text, minillm")
 
 
 def test_distinct_words_are_counted_over_all_greedy_answers() -> None:
