@@ -63,5 +63,5 @@ def place_of(text: str) -> Place:
 def _starter(split: str) -> Path:
     file = _STARTER_FOLDER / f"{split}.jsonl"
     if not file.is_file():
-        raise DataError("the starter rows are not in this installation", "install potstill again, or name a file of rows")
+        raise DataError("the starter rows are not in this installation", "install potstill again, or name a file")
     return file

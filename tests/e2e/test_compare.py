@@ -99,7 +99,7 @@ def test_the_table_is_what_the_runs_have_measured(runs: tuple[Run, Run]) -> None
         ("first", "student"),
         ("second", "student"),
     ]
-    assert table.baseline is table.entries[2]
+    assert table.baseline == table.entries[2]
     parts = ("teacher", "student_before", "equal_time_sft", "student_after", "student_after")
     kl, agreement, perplexity, rouge = table.measures
     for entry, part, run in zip(table.entries, parts, (first, first, first, first, second), strict=True):
