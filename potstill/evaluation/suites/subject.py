@@ -24,6 +24,11 @@ from potstill.sources.dataset import batches
 from potstill.sources.rollout import seed_of
 
 UNLIMITED = 1_000_000  # tokens
+# Files that say, beside the weights, what a model is.
+TELLING = (
+    *("config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt"),
+    *("merges.txt", "added_tokens.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json"),
+)
 NO_TEXT = "-"  # where an example wants a response and none is looked at
 
 
@@ -144,8 +149,7 @@ def fingerprint_of(name: str) -> str:
 
 def _counts(file: Path) -> bool:
     """Whether a file of a model folder says what the model is."""
-    named = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
-    return file.suffix == ".safetensors" or file.name in named
+    return file.suffix == ".safetensors" or file.name in TELLING
 
 
 def _without_end(row: Tokenised, end: int) -> Tokenised:

@@ -145,3 +145,15 @@ def test_the_starter_rows_are_compared_with_those_held_out() -> None:
     figures = audit("starter", "starter", Data()).figures
     assert figures["train_rows"] > figures["test_rows"] > 0
     assert figures["duplicate_rows"] == 0
+
+
+def test_the_threshold_is_that_of_both_comparisons(tmp_path: Path) -> None:
+    """Of nine runs of three words, seven are in both rows."""
+    rows = [{"prompt": "Count", "response": f"one two three four five six seven eight {n}"} for n in ("nine", "ten")]
+    train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    for file, some in ((train, rows), (test, rows[:1])):
+        file.write_text("".join(json.dumps(row) + "\n" for row in some))
+    loose, strict = (audit(train, test, Data(), threshold=threshold) for threshold in (0.7, 0.9))
+    assert (loose.figures["train_rows_near_another"], strict.figures["train_rows_near_another"]) == (2, 0)
+    assert (len(loose.across), len(strict.across)) == (2, 1)
+    assert loose.figures["near_duplicate_rows"] == 1  # one row, near two

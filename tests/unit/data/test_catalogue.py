@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from potstill.data.catalogue import DATASETS, Loaded, card, card_text, data_root, load
+from potstill.data.catalogue.choices import cqa_item
+from potstill.data.catalogue.item import Item
 from potstill.data.catalogue.loading import files_of
 from potstill.data.catalogue.maths import svamp_item
 from potstill.data.examples import Unusable
@@ -242,6 +244,22 @@ def test_every_layout_of_commonsense_questions_is_the_same_item(tmp_path: Path, 
     item = only(loaded(tmp_path, "cqa", "train", file, content))
     assert item.prompt == "Who keeps pens?\nAnswer Choices:\n(a) clerk\n(b) fish\n(c) moon"
     assert (item.id, item.options, item.answer, item.references) == ("q", ("clerk", "fish", "moon"), 1, ("fish",))
+
+
+def test_an_item_is_trained_on_with_its_first_reference() -> None:
+    assert Item("1", "Say it.", ("one", "two")).example().response == "one"
+
+
+@pytest.mark.parametrize("name", list(DATASETS))
+def test_no_file_is_of_two_splits(name: str) -> None:
+    """Else one would be measured on what another was trained on."""
+    names = [file for files in DATASETS[name].splits.values() for file in files]
+    assert len(set(names)) == len(names)
+
+
+def test_an_answer_key_without_letters_beside_the_choices_counts_from_a() -> None:
+    row = {"question": "Who keeps pens?", "choices": ["clerk", "fish", "moon"], "answerKey": "B"}
+    assert cqa_item(Row("f:1", row)).references == ("fish",)
 
 
 def test_answers_that_are_kept_back_are_no_bad_rows(tmp_path: Path) -> None:

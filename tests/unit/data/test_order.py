@@ -39,6 +39,12 @@ def test_epochs_and_seeds_differ():
     assert first != list(range(50))
 
 
+def test_epochs_before_the_first_shuffled_one_keep_the_order_and_the_others_are_as_ever():
+    whole = indices(0, 200, 50, 7)
+    assert indices(0, 200, 50, 7, shuffled_from=2) == [*range(50), *range(50), *whole[100:]]
+    assert indices(70, 60, 50, 7, shuffled_from=1) == whole[70:130]
+
+
 def test_the_order_leaves_the_global_generator_alone():
     torch.manual_seed(0)
     expected = torch.rand(1)

@@ -58,6 +58,15 @@ def test_the_frame_that_every_row_shares_is_not_overlap():
     assert overlap(heldout, train)["shared_8gram_prompt_share"] == 0.0
 
 
+def test_a_row_in_another_frame_is_the_same_row():
+    """The prompts differ, and what the rows themselves say does not."""
+    one, other = (
+        Example(f"{frame}: Name a bird.", "A heron.", "id", content="Name a bird.") for frame in ("Ask", "Do")
+    )
+    found = overlap([one], [other])
+    assert (found["duplicate_prompts"], found["duplicate_rows"], found["near_duplicate_rows"]) == (1, 1, 1)
+
+
 def test_near_duplicates_are_those_that_the_audit_finds():
     """Counted with the held-out rows alone in memory; the audit names the pairs."""
     words = random.Random(0).choices("abcdefghij", k=4000)

@@ -78,6 +78,26 @@ def test_validation_rows_are_not_held_out_ones_and_do_not_move_with_the_limits(t
     assert tuple(prepare_all(config, tokenizer)) == tuple(made.heldout)
 
 
+def test_what_is_held_out_does_not_go_by_the_order_of_the_records(tokenizer: Any, tmp_path: Path) -> None:
+    train, valid = pairs(tokenizer, 9), pairs(tokenizer, 20, 100)
+    one, other = (
+        prepare(write(tmp_path / name, tokenizer, train=train, valid=some), tokenizer)
+        for name, some in (("as it is", valid), ("turned", valid[::-1]))
+    )
+    assert ids_of(one.heldout) == ids_of(other.heldout) != valid[:10]
+    assert ids_of(one.validation) == ids_of(other.validation)
+
+
+def test_a_prompt_of_just_the_limit_is_used(tokenizer: Any, tmp_path: Path) -> None:
+    records, longest = pairs(tokenizer, 40), len(pairs(tokenizer, 40)[39][0])
+    config = write(tmp_path, tokenizer, train=records, valid=pairs(tokenizer, 9, 0))
+    assert max(len(prompt) for prompt, _ in records) == longest
+    made = prepare(config.model_copy(update={"max_prompt_tokens": longest}), tokenizer)
+    assert made.counts["skipped_long_prompts"] == 0
+    fewer = prepare(config.model_copy(update={"max_prompt_tokens": longest - 1}), tokenizer)
+    assert fewer.counts["skipped_long_prompts"] > 0
+
+
 def test_a_test_set_is_held_out_and_valid_is_for_validation(tokenizer: Any, tmp_path: Path) -> None:
     sets = {"train": pairs(tokenizer, 9), "valid": pairs(tokenizer, 8, 100), "test": pairs(tokenizer, 7, 200)}
     made = prepare(write(tmp_path, tokenizer, **sets).model_copy(update={"max_heldout": 5}), tokenizer)

@@ -125,6 +125,9 @@ def test_a_tokenizer_without_offsets_is_refused_by_name(tokenizer: Any) -> None:
                 raise NotImplementedError
             return self.inner(text, **options)
 
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.inner, name)
+
     with pytest.raises(DataError, match=r"cannot say where its tokens stand") as error:
         shortened(dolly(), Slow(tokenizer), "none", 100)
     assert "data.long_prompts=skip" in str(error.value.fix)
@@ -147,6 +150,9 @@ def test_an_item_loses_of_its_input_before_its_instruction(tokenizer: Any, tmp_p
     assert short.content is not None
     assert short.content in short.prompt
     assert GAP in short.content
+    start, end = short.input_span or (0, 0)
+    assert short.prompt[start:end].startswith("word0 ")
+    assert short.prompt[start:end].endswith(" word119")
 
 
 def test_an_item_that_is_measured_is_cut_where_it_must_be_and_one_to_train_on_is_not(
@@ -156,6 +162,9 @@ def test_an_item_that_is_measured_is_cut_where_it_must_be_and_one_to_train_on_is
     short, left_out = fitted(found, tokenizer, "none", 300)
     assert left_out > 0
     assert num_prompt_tokens(Example(short.prompt, "", ""), tokenizer, "none") <= 300
+    assert short.content is not None
+    assert GAP in short.content
+    assert short.content in short.prompt
     assert shortened(found.example(), tokenizer, "none", 300) == (found.example(), 0)
 
 

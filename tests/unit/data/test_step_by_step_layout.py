@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from potstill.data.catalogue import load
+from potstill.data.catalogue.item import Item
 from potstill.data.catalogue.llm_outputs import LAYOUTS, Said
 from potstill.data.catalogue.step_by_step import Joined, joined
 from potstill.data.examples import Unusable
@@ -314,3 +315,9 @@ def test_real_outputs_moved_by_one_row_do_not_agree(data_dir: Path, tmp_path: Pa
     found = joined(tmp_path, "cqa", "test")
     assert found.agreement is not None
     assert found.agreement < 5
+
+
+def test_the_label_stands_after_the_last_mark() -> None:
+    gold = Item("q", "Who swims?", ("fish",), options=("clerk", "fish"), answer=1)
+    said = LAYOUTS["cqa"].said(gold, "So the answer is not a clerk. It swims. So the answer is (b) fish.\n\nQ: Who")
+    assert (said.label, said.answer, said.rationale) == ("fish", 1, "So the answer is not a clerk. It swims.")

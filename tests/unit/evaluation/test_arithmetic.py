@@ -276,3 +276,7 @@ def test_40_of_1000_equations_of_palm_cannot_be_read(data_dir: Path, split: str,
     gold = [evaluate(json.loads(line)["label"]).value for line in lines]
     right = sum(stated and same_value(value.value, one) for value, stated, one in zip(values, said, gold, strict=True))
     assert (dict(reasons), right) == PALM[split]
+
+
+def test_of_a_long_answer_the_end_is_read() -> None:
+    assert final_number("There are 7 of them. " * 1000 + "The answer is 42.").value == 42

@@ -57,6 +57,13 @@ def test_without_a_teacher_only_the_text_is_measured() -> None:
     assert set(found) == {"perplexity", "perplexity_stderr", "num_examples", "num_tokens"}
 
 
+def test_the_error_of_the_perplexity_is_that_of_the_mean_times_it() -> None:
+    student, _ = pair()
+    measured = examine(student, None, [tiny.batch(LENGTHS)])
+    mean, error = mean_and_error(measured.sums[:, 0], measured.counts)
+    assert measured.figures()["perplexity_stderr"] == pytest.approx(math.exp(mean) * error)
+
+
 def test_measuring_leaves_dropout_as_it_was() -> None:
     student = Causal(tiny.gpt2(dropout=0.5)).train()
     first, second = (measure(student, None, [tiny.batch(LENGTHS)])["perplexity"] for _ in range(2))

@@ -280,3 +280,28 @@ def test_the_share_of_a_weighted_gap() -> None:
 def test_a_weight_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="above 0"):
         bootstrap_interval(SMALL, weights=[1, 0, 1, 1])
+
+
+def test_the_sign_flips_of_a_paired_difference_are_weighted() -> None:
+    """Of the eight flips all are as far from 0 where the last example is so heavy, and six where it is not."""
+    ours, theirs, weights = [5.0, 1.0, -4.0], [0.0] * 3, [1.0, 1.0, 20.0]
+    assert paired_difference(ours, theirs, weights=weights).p == pytest.approx(
+        sign_flip_test(ours, theirs, weights=weights)
+    )
+    assert sign_flip_test(ours, theirs, weights=weights) != pytest.approx(sign_flip_test(ours, theirs), abs=0.1)
+
+
+def test_the_seed_is_that_of_the_draws_of_every_figure() -> None:
+    random = np.random.default_rng(4)
+    ours, theirs, teacher = (random.normal(mean, 1, 30) for mean in (0.4, 0, 3))
+    one, other = (paired_difference(ours, theirs, seed=seed) for seed in (0, 1))
+    assert (one.low, one.p) != (other.low, other.p)
+    assert (other.low, other.high) == bootstrap_interval(ours - theirs, seed=1)
+    assert other.p == sign_flip_test(ours, theirs, seed=1)
+    gaps = [gap_closed(ours, theirs, teacher, seed=seed) for seed in (0, 1)]
+    assert gaps[0].low != gaps[1].low
+    assert (gaps[1].gap_low, gaps[1].gap_high) == bootstrap_interval(teacher - theirs, seed=1)
+
+
+def test_no_adjusted_p_is_over_1() -> None:
+    assert holm([0.6, 0.7, 0.9]) == [1, 1, 1]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import torch
 from potstill.data.catalogue.item import Item
 from potstill.data.examples import Unusable
 from potstill.errors import ConfigError, DataError, ModelError
-from potstill.evaluation.suites import SUITES, Settings, Suite, chosen, kept
+from potstill.evaluation.suites import GROUPS, SUITES, Settings, Suite, chosen, kept
 from potstill.evaluation.suites import run as running
 from potstill.evaluation.suites.classification import Classification
 from potstill.evaluation.suites.instruction import Instruction
@@ -26,10 +28,13 @@ from potstill.evaluation.suites.items import items_of
 from potstill.evaluation.suites.language import Language
 from potstill.evaluation.suites.maths import Maths
 from potstill.evaluation.suites.run import evaluate_models, evaluate_suite
-from potstill.evaluation.suites.subject import Subject, open_subject
+from potstill.evaluation.suites.scoring import mean_scores
+from potstill.evaluation.suites.subject import Subject, fingerprint_of, open_subject
+from potstill.evaluation.suites.suite import SuiteProtocol
 from potstill.evaluation.suites.summaries import Summaries
 from potstill.reporting.suites import differences, markdown
 from potstill.run import LOCK
+from potstill.sampling.distributions import Decoding
 from tests import tiny
 
 SHORT = Settings(max_prompt_tokens=60, max_new_tokens=6)
@@ -89,6 +94,11 @@ def test_a_chat_models_options_follow_its_template_without_a_space(folder: Path)
     assert math.isfinite(nats)
     assert nats != pytest.approx(chat.with_template("none").nats(["Hello"], ["fox"])[0][0], abs=1e-3)
     assert prompt != "Hello"
+    assert chat.nats(["Hello"], [" fox"]) != [(nats, count)]
+
+
+def test_a_space_at_the_end_of_a_prompt_is_the_options(subject: Subject) -> None:
+    assert subject.nats(["Who ate it? "], ["fox"]) == subject.nats(["Who ate it?"], ["fox"])
 
 
 def test_what_is_written_depends_on_the_item_and_the_seed_alone(subject: Subject) -> None:
@@ -96,6 +106,20 @@ def test_what_is_written_depends_on_the_item_and_the_seed_alone(subject: Subject
     together = subject.write(["One", "Two", "Three"], ["a", "b", "c"], decoding, seed=1)
     assert subject.write(["Three", "One"], ["c", "a"], decoding, seed=1) == [together[2], together[0]]
     assert subject.write(["One"], ["a"], decoding, seed=2) != [together[0]]
+    assert subject.write(["One"], ["d"], decoding, seed=1) != [together[0]]  # two items of one prompt
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+)
+def test_a_model_is_known_by_its_weights_its_config_its_tokenizer_and_its_chat_template(
+    folder: Path, tmp_path: Path, name: str
+) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "README.md").write_text("What is said of a model is not the model.")
+    assert fingerprint_of(str(copy)) == fingerprint_of(str(folder))
+    (copy / name).write_bytes((copy / name).read_bytes() + b" ")
+    assert fingerprint_of(str(copy)) != fingerprint_of(str(folder))
 
 
 def test_a_prompt_gets_the_room_that_the_models_positions_leave(subject: Subject) -> None:
@@ -130,6 +154,24 @@ def test_classification_counts_three_ways_by_hand(subject: Subject) -> None:
     assert scores["macro_f1_generated"] == pytest.approx((2 / 3 + 0 + 0) / 3)
 
 
+def test_the_likelihood_for_each_token_does_not_favour_short_options(subject: Subject) -> None:
+    """Of one token with 3 nats, four with 4 and two with 9, the first is the likeliest, and the second by the token."""
+
+    class Finds(Says):
+        def nats(self, prompts: list[str], options: list[str]) -> list[tuple[float, int]]:
+            return [(3.0, 1), (4.0, 4), (9.0, 2)]
+
+    rows = Classification().ask(Finds(subject, "goat"), [choice(1)], SHORT)  # type: ignore[arg-type]
+    assert rows[0]["predictions"]["chosen"] == {"likelihood": "fox", "normalised": "goat", "generated": "goat"}
+    sure = rows[0]["predictions"]["confidence"]
+    assert sure["likelihood"] == pytest.approx(1 / (1 + math.exp(-1) + math.exp(-6)))
+    assert sure["normalised"] == pytest.approx(1 / (1 + math.exp(-2) + math.exp(-3.5)))
+    scores = Classification().scores(rows, SHORT)
+    assert scores["calibration_error_likelihood"] == pytest.approx(1 - sure["likelihood"])  # right
+    assert scores["calibration_error_normalised"] == pytest.approx(sure["normalised"])  # wrong
+    assert [scores[f"macro_f1_{way}"] for way in ("likelihood", "normalised", "generated")] == [1, 0, 0]
+
+
 def test_items_with_options_of_their_own_have_no_confusion_matrix(subject: Subject) -> None:
     other = Item("o", "Which?", ("hat",), ("hat", "pot"), 0)
     rows = Classification().ask(subject, [choice(1), other], SHORT)
@@ -160,6 +202,10 @@ def test_maths_goes_by_the_value(subject: Subject) -> None:
     assert [row["scores"]["accuracy"] for row in rows] == [1.0, 0.0, 0.0, 1.0]
     assert [row["scores"]["parse_failure_rate"] for row in rows] == [0.0, 0.0, 1.0, 0.0]
     assert Maths().scores(rows, SHORT)["accuracy"]["mean"] == 0.5
+    parted = [row | {"group": "ab"[at // 2]} for at, row in enumerate(rows)]
+    by_group = Maths().scores(parted[:1] + parted[2:], SHORT)["accuracy_by_group"]
+    assert {group: found["mean"] for group, found in by_group.items()} == {"a": 1.0, "b": 0.5}
+    assert by_group["b"]["num"] == 2
 
 
 def test_instruction_takes_the_best_reference_and_the_mean_over_seeds(subject: Subject) -> None:
@@ -175,6 +221,31 @@ def test_instruction_takes_the_best_reference_and_the_mean_over_seeds(subject: S
     assert set(row["predictions"]) == {"greedy", "seed_3", "seed_4"}
 
 
+@pytest.mark.parametrize(
+    ("protocol", "asked"),
+    [
+        (Instruction(), [(0.0, 2, 6, 0), (0.7, 2, 6, 3), (0.7, 2, 6, 4)]),
+        (Summaries(), [(0.0, 2, 6, 0)]),
+        (Classification(), [(0.0, 0, 6, 0)]),
+        (Maths(), [(0.0, 0, 6, 0)]),
+    ],
+)
+def test_answers_are_written_as_the_settings_say(
+    subject: Subject, protocol: SuiteProtocol, asked: list[tuple[float, int, int, int]]
+) -> None:
+    """Greedily, and instructions with each seed too: temperature, tokens in a row, length and seed."""
+    found = []
+
+    class Noting(Says):
+        def write(self, prompts: list[str], ids: list[str], decoding: Decoding, *, seed: int) -> list[str]:
+            found.append((decoding.temperature, decoding.no_repeat_ngram, decoding.max_new_tokens, seed))
+            return ["7"] * len(prompts)
+
+    settings = replace(SHORT, seeds=(3, 4), temperature=0.7, no_repeat_ngram=2)
+    protocol.ask(Noting(subject), [Item("i", "Say it.", ("7",), ("7", "8"), 0)], settings)  # type: ignore[arg-type]
+    assert found == asked
+
+
 def test_summaries_stand_beside_the_lead(subject: Subject) -> None:
     article = "One fox ran. Two goats ate. Three dogs sat. Four owls left."
     item = Item("s", f"summarize: {article}\n", ("One fox ran. Two goats ate. Three dogs sat.",), content=article)
@@ -186,15 +257,27 @@ def test_summaries_stand_beside_the_lead(subject: Subject) -> None:
 
 @pytest.mark.parametrize("window", [4, 1000])
 def test_language_reads_every_token_of_a_document_once(subject: Subject, window: int) -> None:
-    items = [Item(str(at), text, (), content=text) for at, text in enumerate(tiny.TEXT)]
+    texts = [*tiny.TEXT, "A café: 3 £."]  # a byte is not a character
+    items = [Item(str(at), text, (), content=text) for at, text in enumerate(texts)]
     rows = Language().ask(subject, items, replace(SHORT, max_prompt_tokens=window))
-    lengths = [len(subject.tokenizer(text)["input_ids"]) for text in tiny.TEXT]
+    lengths = [len(subject.tokenizer(text)["input_ids"]) for text in texts]
     assert [row["scores"]["tokens"] for row in rows] == lengths
-    assert [row["scores"]["bytes"] for row in rows] == [len(text.encode()) for text in tiny.TEXT]
+    assert [row["scores"]["bytes"] for row in rows] == [len(text.encode()) for text in texts]
     scores = Language().scores(rows, SHORT)
     total = sum(row["scores"]["nats"] for row in rows)
     assert scores["perplexity"] == pytest.approx(math.exp(total / sum(lengths)))
-    assert scores["bits_per_byte"] == pytest.approx(total / math.log(2) / sum(len(t.encode()) for t in tiny.TEXT))
+    assert scores["bits_per_byte"] == pytest.approx(total / math.log(2) / sum(len(t.encode()) for t in texts))
+
+
+def test_each_window_of_a_document_begins_after_the_end_token(subject: Subject) -> None:
+    (row,) = Language().ask(subject, [Item("d", tiny.TEXT[0], ())], replace(SHORT, max_prompt_tokens=5))
+    ids, end, nats = subject.tokenizer(tiny.TEXT[0])["input_ids"], subject.tokenizer.eos_token_id, 0.0
+    for start in range(0, len(ids), 5):
+        window = ids[start : start + 5]
+        with torch.no_grad():
+            log_probs = subject.family.model(torch.tensor([[end, *window]])).logits[0].log_softmax(-1)
+        nats -= sum(log_probs[at, token].item() for at, token in enumerate(window))
+    assert row["scores"]["nats"] == pytest.approx(nats, rel=1e-4)
 
 
 # --- A result ---------------------------------------------------------------------------------------------------------
@@ -206,18 +289,33 @@ IDENTITY = {"name": "m", "fingerprint": "f"}
 
 
 def test_a_result_is_made_once_and_read_afterwards(subject: Subject, tmp_path: Path) -> None:
+    begun = time.perf_counter()
     first = evaluate_suite(lambda: subject, IDENTITY, SUITE, ITEMS, tmp_path)
+    assert 0 < first.scores["seconds"] <= time.perf_counter() - begun + 0.01
     again = evaluate_suite(lambda: pytest.fail("asked again"), IDENTITY | {"name": "n"}, SUITE, ITEMS, tmp_path)
     assert again.scores == first.scores
     assert [row["id"] for row in first.rows] == [item.id for item in ITEMS]
     assert json.loads((first.folder / "settings.json").read_text())["num_items"] == 20
 
 
+def each_setting_changed() -> list[Settings]:
+    changes: dict[str, Any] = {
+        "max_prompt_tokens": 59,
+        "max_new_tokens": 5,
+        "temperature": 0.5,
+        "no_repeat_ngram": 6,
+        "seeds": (1,),
+        "frame": "{prompt} Say it.",
+        "template": "none",
+    }
+    assert changes.keys() == asdict(SHORT).keys()
+    return [replace(SHORT, **{name: value}) for name, value in changes.items()]
+
+
 def test_whatever_a_figure_depends_on_makes_another_result(subject: Subject, tmp_path: Path) -> None:
     changed = [
         (IDENTITY | {"fingerprint": "g"}, SUITE, ITEMS),
-        (IDENTITY, replace(SUITE, settings=replace(SHORT, frame="{prompt} Say it.")), ITEMS),
-        (IDENTITY, replace(SUITE, settings=replace(SHORT, max_new_tokens=5)), ITEMS),
+        *((IDENTITY, replace(SUITE, settings=settings), ITEMS) for settings in each_setting_changed()),
         (IDENTITY, SUITE, ITEMS[:-1]),
         (IDENTITY, SUITE, [*ITEMS[:-1], replace(ITEMS[-1], references=("fox",))]),
     ]
@@ -311,6 +409,24 @@ def test_a_long_input_loses_its_middle_and_it_is_counted(subject: Subject, tmp_p
     assert len(subject.tokenizer(row["input"])["input_ids"]) <= SHORT.max_prompt_tokens
 
 
+def test_an_input_is_shortened_to_what_the_models_positions_leave(subject: Subject, tmp_path: Path) -> None:
+    """256 positions, and 56 tokens are to be written."""
+    item = Item("long", " ".join(f"word{number}" for number in range(200)), ("x",))
+    settings = replace(SHORT, max_prompt_tokens=900, max_new_tokens=56)
+    found = evaluate_suite(lambda: subject, IDENTITY, Suite("s", "long", Summaries(), settings), [item], tmp_path)
+    assert 150 < len(subject.tokenizer(found.rows[0]["input"])["input_ids"]) <= 200
+
+
+@pytest.mark.parametrize("template", ["none", "chat"])
+def test_the_prompts_are_framed_by_the_suites_template(folder: Path, tmp_path: Path, template: Any) -> None:
+    """Which is that of the answers, whatever the model's own is."""
+    chat = open_subject(str(folder))
+    suite = replace(SUITE, settings=replace(SHORT, template=template))
+    found = evaluate_suite(lambda: chat.with_template("auto"), IDENTITY, suite, ITEMS[:3], tmp_path)
+    expected = Classification().ask(chat.with_template(template), ITEMS[:3], SHORT)
+    assert [row["predictions"] for row in found.rows] == [row["predictions"] for row in expected]
+
+
 # --- From names to a table --------------------------------------------------------------------------------------------
 
 
@@ -333,6 +449,17 @@ def test_models_and_suites_become_a_table(folder: Path, tmp_path: Path) -> None:
         for key in suites[0].protocol.headline:
             assert key.replace("_", " ") in shown
             assert key in results[0].scores
+
+
+def test_each_suite_is_asked_about_its_own_items(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "both.jsonl"
+    file.write_text('{"prompt": "Say it.", "response": "it", "text": "A small pot."}\n')
+    suites = [replace(SUITES[name], settings=SHORT) for name in ("instruction", "plain_text")]
+    results = evaluate_models([str(folder)], suites, root=tmp_path / "out", file=file)
+    assert [(result.suite, result.rows[0]["input"]) for result in results] == [
+        ("instruction", "Say it."),
+        ("plain_text", "A small pot."),
+    ]
 
 
 def test_several_models_are_compared_item_by_item_with_the_first(tmp_path: Path) -> None:
@@ -366,6 +493,16 @@ def test_a_limit_takes_the_first_items_and_other_seeds_replace_a_suites_own(tmp_
     assert SUITES["dolly"].changed([7]).settings == replace(SUITES["dolly"].settings, seeds=(7,))
     assert SUITES["svamp"].changed([7]) == SUITES["svamp"].changed() == SUITES["svamp"]
     assert SUITES["svamp"].changed(max_new_tokens=9).settings.max_new_tokens == 9
+
+
+def test_a_limit_is_of_each_split(tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        rows = [{"uid": f"{number}-{at}", "context": "c", "hypothesis": "h", "label": "e"} for at in range(3)]
+        (tmp_path / f"r{number}_dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = items_of(SUITES["anli"], limit=2, folder=tmp_path)
+    assert [item.id for item in found] == ["1-0", "1-1", "2-0", "2-1", "3-0", "3-1"]
+    assert [item.group for item in found] == ["r1", "r1", "r2", "r2", "r3", "r3"]
+    assert [item.id for item in items_of(SUITES["anli_r1"], folder=tmp_path)] == ["1-0", "1-1", "1-2"]
 
 
 def test_what_cannot_be_asked_is_refused_with_the_way_out(tmp_path: Path) -> None:
@@ -421,6 +558,26 @@ def test_a_folder_is_refused_whatever_it_holds(tmp_path: Path, suite: str, what:
     with pytest.raises(DataError, match="is a folder") as caught:
         items_of(SUITES[suite], file=tmp_path)
     assert caught.value.fix == f"name a file of {what}; suites do not read prepared folders"
+
+
+def test_the_suites_of_minillm_are_asked_as_its_tables_were() -> None:
+    """512 tokens in all, five seeds, no six tokens in a row twice, and no chat template."""
+    theirs = Settings(256, 256, 1.0, 6, (10, 20, 30, 40, 50), "{prompt}", "none")
+    assert [SUITES[name].settings for name in GROUPS["minillm"]] == [theirs] * 5
+
+
+def test_a_task_is_asked_on_the_split_that_its_figures_are_published_of() -> None:
+    found = {suite.name: suite.splits for suite in SUITES.values() if suite.dataset and suite.name[:4] != "anli"}
+    tasks = ("esnli", "cqa", "svamp", "gsm8k", "cnn_dailymail", "xsum", "samsum")
+    assert found == dict.fromkeys(GROUPS["minillm"], ("valid",)) | dict.fromkeys(tasks, ("test",))
+    assert SUITES["anli"].splits == ("r1_dev", "r2_dev", "r3_dev")
+    assert SUITES["anli_r1"].splits == ("r1_dev",)
+
+
+def test_a_score_that_is_not_there_is_in_no_mean() -> None:
+    found = mean_scores([{"scores": {"a": value, "b": None}} for value in (2.0, None, 4.0)])
+    assert (found["a"]["mean"], found["a"]["num"]) == (3, 2)
+    assert found["b"] == {"mean": None, "low": None, "high": None, "num": 0}
 
 
 def test_every_suite_of_a_data_set_names_one_that_is_there() -> None:

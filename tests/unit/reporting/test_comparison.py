@@ -5,22 +5,25 @@ from __future__ import annotations
 import copy
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from potstill.errors import ConfigError
+from potstill.evaluation.metrics.significance import bootstrap_interval, gap_closed, paired_difference
 from potstill.evaluation.suites import SUITES
 from potstill.evaluation.suites.run import Result
 from potstill.reporting.comparison import baseline_of, compare, markdown
 from potstill.reporting.comparison.gathered import entries
 from potstill.reporting.comparison.notes import ALWAYS, looked_at
 from potstill.reporting.comparison.table import Entry, Measure, tabulate
+from potstill.reporting.formats import MISSING
 from potstill.reporting.published import load_published
 from potstill.reporting.report import render
 from potstill.run import Run
+from tests.unit.reporting import fake_comparison
 from tests.unit.reporting.fake_runs import EVALUATIONS, RECIPE, write_lines, write_run
 
 TEACHER, UNTOUCHED = Entry("a:teacher", "teacher", "teacher"), Entry("a:untouched", "untouched student", "untouched")
@@ -85,6 +88,22 @@ def test_one_of_two_untouched_students_is_named_without_its_run(tmp_path: Path) 
     assert baseline_of(models, "second:untouched") is models[2]
 
 
+def test_without_equal_time_fine_tuning_a_run_of_it_is_the_baseline_and_else_the_untouched_student(
+    tmp_path: Path,
+) -> None:
+    alone = {part: found for part, found in EVALUATIONS.items() if part != "equal_time_sft"}
+    kd = write_run(tmp_path / "kd", evaluations=alone)
+    sft = write_run(tmp_path / "sft", evaluations=alone, recipe=RECIPE.replace("method: kd", "method: sft"))
+    assert [compare(runs).table.baseline.name for runs in ([kd, sft], [kd])] == ["sft", "untouched student"]
+
+
+def test_a_teacher_that_was_measured_on_other_rows_stands_apart(tmp_path: Path) -> None:
+    changed = copy.deepcopy(EVALUATIONS)
+    changed["teacher"]["num_tokens"] += 1
+    runs = [write_run(tmp_path / "first"), write_run(tmp_path / "second", evaluations=changed)]
+    assert [entry.role for entry in compare(runs).table.entries][:3] == ["teacher", "teacher", "untouched"]
+
+
 def test_a_baseline_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         baseline_of(entries(two(tmp_path)), "third")
@@ -106,6 +125,31 @@ def test_weights_are_those_of_the_examples() -> None:
     assert cells[STUDENT.key].mean == pytest.approx(2.5)
     assert cells[SFT.key].interval == pytest.approx((1, 1))
     assert cells[STUDENT.key].against.difference.mean == pytest.approx(1.5)
+
+
+def test_intervals_gaps_and_p_are_weighted_as_the_mean_is() -> None:
+    scores = {"teacher": [9.0, 7, 8, 9], "untouched": [1.0, 2, 0, 1], "student": [2.0, 6, 1, 8], "sft": [3.0, 1, 2, 2]}
+    weights = [1.0, 20.0, 2.0, 7.0]
+    whole = measure(scores, weights={str(at): weight for at, weight in enumerate(weights)})
+    cell = tabulate(ENTRIES, [whole], SFT).cells[0][STUDENT.key]
+    assert cell.interval == bootstrap_interval(scores["student"], weights=weights)
+    assert cell.gap == gap_closed(*(scores[of] for of in ("student", "untouched", "teacher")), weights=weights)
+    assert cell.against.difference == paired_difference(scores["student"], scores["sft"], weights=weights)
+
+
+def test_only_what_was_trained_has_a_share_of_the_gap() -> None:
+    scores = {role: [float(at), at + 1.0] for at, role in enumerate(("untouched", "sft", "student", "teacher"))}
+    ends = dict.fromkeys([entry.key for entry in ENTRIES], (UNTOUCHED.key, TEACHER.key))
+    cells = tabulate(ENTRIES, [replace(measure(scores), between=ends)], SFT).cells[0]
+    assert [cells[entry.key].gap is None for entry in ENTRIES] == [True, True, False, False]
+
+
+def test_a_difference_is_sure_by_the_p_of_the_whole_table() -> None:
+    """Of ten examples, all better, p is near 1/512: sure for one measure and not for forty."""
+    scores = {"student": [1.0] * 10, "sft": [0.0] * 10}
+    one, *_ = tabulate((SFT, STUDENT), [measure(scores)], SFT).cells
+    many, *_ = tabulate((SFT, STUDENT), [measure(scores)] * 40, SFT).cells
+    assert [cells[STUDENT.key].against.is_sure for cells in (one, many)] == [True, False]
 
 
 def test_only_examples_that_all_were_asked_are_paired() -> None:
@@ -140,6 +184,28 @@ def test_units_are_shown() -> None:
     assert measure({}, unit="perplexity").shown(math.log(20)) == pytest.approx(20)
     assert measure({}, unit="percent").shown(0.25) == 25
     assert measure({}).shown(0.25) == 0.25
+
+
+def test_the_printed_cells_are_what_their_heads_say() -> None:
+    made = fake_comparison.comparison()
+    printed = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in markdown.markdown(made).splitlines()
+        if line.startswith("| ") and "---" not in line
+    ]
+    figures, differences = printed[: len(fake_comparison.ALL) + 1], printed[len(fake_comparison.ALL) + 1 :]
+    cells = {row[0]: dict(zip(figures[0], row, strict=True)) for row in figures[1:]}
+    assert (cells["second"]["teacher tokens"], cells["second"]["student tokens"]) == ("80,000", "5,000")
+    assert [cells[name]["of the gap in forward KL (nats)"] for name in ("teacher", "second")] == [
+        MISSING,
+        "79.8% [79.2%, 80.3%]",
+    ]
+    rows = {(row[0], row[1]): dict(zip(differences[0], row, strict=True)) for row in differences[1:]}
+    against = made.table.cells[1][fake_comparison.SECOND.key].against
+    assert against.difference.p < against.p_holm
+    shown = rows["second", "top-1 agreement"]
+    assert (shown["p"], shown["p, Holm"]) == (f"{against.difference.p:.2g}", f"{against.p_holm:.2g}")
+    assert (shown["examples"], rows["first", "top-1 agreement"]["so"]) == ("40", "not sure")
 
 
 # --- What cannot be compared ------------------------------------------------------------------------------------------

@@ -38,6 +38,15 @@ def test_the_share_that_a_gate_lets_through_is_of_the_response_tokens_of_all_mic
     assert 0.3 < expected < 0.6
 
 
+@pytest.mark.parametrize(("signal", "objective"), [("logits", "forward_kl"), ("none", "cross_entropy")])
+def test_the_teachers_tokens_are_all_those_of_batches_that_it_is_asked_about(signal: str, objective: str) -> None:
+    batches = data().next(rollouts.Share(4, 4), 0.0)
+    stream = recipe.Stream.model_validate({"name": "data", "signal": signal, "terms": [{"objective": objective}]})
+    result, _ = step(STUDENT, TEACHER, stream, Given(batches))
+    assert result.tokens == sum(batch.num_tokens for batch in batches) > result.response_tokens
+    assert result.teacher_tokens == (result.tokens if signal == "logits" else 0)
+
+
 def test_a_gate_that_lets_nothing_through_says_so() -> None:
     gate = {"name": "entropy_gate", "threshold": 99.0}
     terms = [{"objective": "forward_kl", "weighting": gate}]
