@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from potstill.data.examples import Tokenised
 from potstill.data.indexed import IndexedTokens
 from potstill.data.indexed.layout import CHUNK, Ids, read_layout
 from potstill.data.indexed.reader import find_shards, named
+from potstill.data.lazy import LazyRows
 from potstill.errors import DataError
 
 LOOKED_AT = 64  # blocks read when a folder is opened
@@ -34,7 +34,7 @@ def holds_blocks(path: Path) -> bool:
     return path.is_dir() and ((path / CARD).exists() or any(path.glob("*.idx")))
 
 
-class CorpusBlocks(Sequence[Tokenised]):
+class CorpusBlocks(LazyRows):
     """The blocks of ``build_corpus``, or those that MiniLLM made, as rows.
 
     Every length is checked when the folder is opened, and the ids of some blocks; those of others when they are read.
@@ -59,16 +59,8 @@ class CorpusBlocks(Sequence[Tokenised]):
     def __len__(self) -> int:
         return len(self._tokens)
 
-    @overload
-    def __getitem__(self, index: int) -> Tokenised: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Tokenised, ...]: ...
-
-    def __getitem__(self, index: int | slice) -> Tokenised | tuple[Tokenised, ...]:
-        if isinstance(index, slice):
-            return tuple(self[number] for number in range(*index.indices(len(self))))
-        return block_row(self._name, index % len(self) + 1, self._ids(index))
+    def row(self, index: int) -> Tokenised:
+        return block_row(self._name, index + 1, self._ids(index))
 
     def _ids(self, index: int) -> Ids:
         ids = self._tokens[index]

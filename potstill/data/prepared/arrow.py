@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import operator
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from potstill.data.examples import Tokenised
+from potstill.data.lazy import LazyRows
 from potstill.errors import DataError
 
 BATCH_ROWS = 256  # of every record batch but the last: where a row is follows from its number
@@ -50,8 +50,8 @@ def _columns(rows: Sequence[Tokenised]) -> list[list[Any]]:
     ]
 
 
-class ArrowRows(Sequence[Tokenised]):
-    """The rows of a file that ``write_arrow`` wrote, read as they are asked for; a slice of them is a tuple.
+class ArrowRows(LazyRows):
+    """The rows of a file that ``write_arrow`` wrote, read as they are asked for.
 
     A copy sent to another process opens the file again.
 
@@ -82,18 +82,8 @@ class ArrowRows(Sequence[Tokenised]):
             batch = self._reader.get_batch(number)
             yield from (_row(batch, at) for at in range(batch.num_rows))
 
-    @overload
-    def __getitem__(self, index: int) -> Tokenised: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Tokenised, ...]: ...
-    def __getitem__(self, index: int | slice) -> Tokenised | tuple[Tokenised, ...]:
-        if isinstance(index, slice):
-            return tuple(self[at] for at in range(*index.indices(len(self))))
-        wanted = operator.index(index)
-        wanted += len(self) if wanted < 0 else 0
-        if not 0 <= wanted < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        return _row(self._reader.get_batch(wanted // BATCH_ROWS), wanted % BATCH_ROWS)
+    def row(self, index: int) -> Tokenised:
+        return _row(self._reader.get_batch(index // BATCH_ROWS), index % BATCH_ROWS)
 
 
 def _row(batch: Any, at: int) -> Tokenised:

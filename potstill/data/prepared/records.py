@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +15,7 @@ from potstill.data.examples import Tokenised
 from potstill.data.indexed import IndexedTokens
 from potstill.data.indexed.layout import Ids
 from potstill.data.indexed.reader import find_shards, named
+from potstill.data.lazy import LazyRows
 from potstill.data.prepared.card import hash_of
 from potstill.data.reader import EXCERPT_CHARS, BadRow
 from potstill.data.tally import SKIPS
@@ -49,8 +48,8 @@ class Read:
         return np.flatnonzero(self.kind != BAD)
 
 
-class RecordRows(Sequence[Tokenised]):
-    """Some records of a set as rows, read and decoded as they are asked for; a slice of them is a tuple.
+class RecordRows(LazyRows):
+    """Some records of a set as rows, read and decoded as they are asked for.
 
     Args:
         read: the set. places: which records, int64 of shape (rows,).
@@ -64,14 +63,8 @@ class RecordRows(Sequence[Tokenised]):
     def __len__(self) -> int:
         return len(self._places)
 
-    @overload
-    def __getitem__(self, index: int) -> Tokenised: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Tokenised, ...]: ...
-    def __getitem__(self, index: int | slice) -> Tokenised | tuple[Tokenised, ...]:
-        if isinstance(index, slice):
-            return tuple(self[at] for at in range(*index.indices(len(self))))
-        place = int(self._places[operator.index(index)])
+    def row(self, index: int) -> Tokenised:
+        place = int(self._places[index])
         prompt, response = parts_of(self._read.tokens, self._read.name, place)
         body = _without_end(response, self._tokenizer.eos_token_id)
         return Tokenised(
