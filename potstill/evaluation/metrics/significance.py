@@ -101,28 +101,10 @@ def share_interval(scores: Scores) -> Interval:
     return bootstrap_interval(values)
 
 
-def paired_bootstrap(
-    ours: Scores, theirs: Scores, *, level: float = 0.95, num_draws: int = RESAMPLES, seed: int = 0
-) -> Difference:
-    """Mean of ours - theirs over examples, with its percentile interval and bootstrap p.
-
-    p is the share of draws, shifted to a mean of 0, that lie as far from it as the difference that was seen; seen and
-    drawn count 1 more each, so it is never 0.
-
-    Args: as for ``bootstrap_interval``; the scores of one example stand at the same place.
-    Raises: ValueError where the models have different numbers of scores.
-    Source: Efron and Tibshirani 1993, sections 16.4 and 13; the correction is Phipson and Smyth 2010, section 4.
-    """
-    differences = _columns(ours) - _columns(theirs, len(ours))
-    means = _resampled_means(differences, num_draws, seed)[0]
-    seen = _mean(differences[0])
-    return Difference(seen, *_percentiles(means, level), _two_sided(means - seen, seen))
-
-
 def paired_difference(ours: Scores, theirs: Scores, *, weights: Scores | None = None, seed: int = 0) -> Difference:
     """Mean of ours - theirs over examples, with its 95% bootstrap interval and the p of ``sign_flip_test``.
 
-    That p is right for few examples too, where the bootstrap's is too small: of four examples it is 0.125 or more.
+    That p is right for few examples too, where a bootstrap's is too small: of four examples it is 0.125 or more.
 
     Args: as for ``bootstrap_interval``.
     Raises: ValueError where the models have different numbers of scores.
@@ -142,7 +124,8 @@ def sign_flip_test(
     examples.
 
     Raises: ValueError where the models have different numbers of scores.
-    Source: Noreen 1989, Computer Intensive Methods for Testing Hypotheses; the correction as in ``paired_bootstrap``.
+    Source: Noreen 1989, Computer Intensive Methods for Testing Hypotheses; the correction is Phipson
+    and Smyth 2010, section 4.
     """
     differences = (_columns(ours) - _columns(theirs, len(ours)))[0]
     if not len(differences) or not np.isfinite(differences).all():
