@@ -260,7 +260,8 @@ def _drawn(
 def _percentiles(values: Float[np.ndarray, " draw"], level: float) -> Interval:
     if not 0 < level < 1:
         raise ValueError(f"a level of {level}: give one between 0 and 1")
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    with np.errstate(invalid="ignore"):  # between two infinities is nan, and that is what is wanted
+        low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high))
 
 
