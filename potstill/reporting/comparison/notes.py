@@ -107,7 +107,7 @@ def _models_asked(results: Mapping[str, Sequence[Result]]) -> dict[str, int]:
             files = result.folder.parent.glob(f"{result.suite}-*/settings.json")
             told = [one for file in files if (one := json_object(file.read_bytes()))]
             same = [one for one in told if one.get("items_sha256") == result.settings["items_sha256"]]
-            found[result.suite] = len({one["model"]["fingerprint"] for one in same})
+            found[result.suite] = len({settings.value_at(one, "model", "fingerprint") for one in same})
     return found
 
 
