@@ -76,6 +76,7 @@ def test_converted_once_and_the_same_model(empty_cache: Path, monkeypatch: pytes
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @needs_package
 def test_the_demo_keeps_its_promise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
