@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import SequenceMatcher
+from difflib import get_close_matches
 from typing import ClassVar
-
-NEARNESS = 0.6  # as difflib has it
 
 
 class PotstillError(Exception):
@@ -88,8 +86,14 @@ class Stopped(PotstillError):
         self.exit_code = exit_code  # type: ignore[misc]
 
 
+def closest(word: str, choices: Iterable[str]) -> str | None:
+    """The choice that a word was probably meant to be: one that holds it, else the most alike; None without any."""
+    known = list(choices)
+    holding = [choice for choice in known if len(word) > 2 and word.lower() in choice.lower()]
+    return next(iter(holding or get_close_matches(word.lower(), known, n=1)), None)
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """ "Did you mean 'dolly'? ", to stand before the list of what there is; empty where nothing is near."""
-    likeness = {choice: SequenceMatcher(None, choice, word.lower()).ratio() for choice in known}
-    near = max(likeness, key=likeness.__getitem__, default="")  # of several the first: 'r1_dev' for 'dev'
-    return f"Did you mean '{near}'? " if likeness.get(near, 0.0) >= NEARNESS else ""
+    near = closest(word, known)
+    return f"Did you mean '{near}'? " if near else ""

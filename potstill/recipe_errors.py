@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -19,7 +18,7 @@ from pydantic import BeforeValidator, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from potstill.errors import Problem
+from potstill.errors import Problem, closest
 from potstill.recipe import Recipe, Section, Stage
 
 KeyPath = tuple[str | int, ...]  # ("stages", 0, "budget", "steps")
@@ -283,13 +282,6 @@ def shown(value: Any) -> str:
     if isinstance(value, list | tuple) and len(text) > 40:
         return f"a list of {len(value)} items"
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def closest(word: str, choices: Iterable[str]) -> str | None:
-    """The choice that ``word`` was probably meant to be."""
-    known = list(choices)
-    holding = [choice for choice in known if len(word) > 2 and word.lower() in choice.lower()]
-    return next(iter(holding or get_close_matches(word.lower(), known, n=1)), None)
 
 
 def did_you_mean(word: str, choices: Iterable[str], otherwise: str) -> str:

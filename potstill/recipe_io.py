@@ -20,7 +20,7 @@ from pydantic import ValidationError, create_model
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from potstill import recipe_errors as errors
-from potstill.errors import ConfigError
+from potstill.errors import ConfigError, closest
 from potstill.recipe import Recipe, Section, Stage
 from potstill.recipe_errors import STAGE, Issue, KeyPath, Origin
 from potstill.recipe_yaml import COMMAND_LINE, Layer, complain, dump, parse_overrides, read_file, refusal
@@ -83,9 +83,9 @@ def _found(target: str | Path, methods: Methods) -> Path:
     if path.is_dir():
         raise ConfigError(f"{name} is a folder, not a recipe", f"Name the file, such as {path / 'recipe.yaml'}")
     if path.suffix in (".yaml", ".yml"):
-        near = errors.closest(path.name, sorted(file.name for file in path.parent.glob("*.y*ml")))
+        near = closest(path.name, sorted(file.name for file in path.parent.glob("*.y*ml")))
         raise ConfigError(f"{name}: file not found", f"Did you mean '{path.parent / near}'?" if near else None)
-    near_method = errors.closest(name, methods)
+    near_method = closest(name, methods)
     hint = f"Did you mean '{near_method}'? " if near_method else ""
     raise ConfigError(f"no method or recipe file called '{name}'", f"{hint}Methods: {', '.join(methods)}")
 

@@ -36,6 +36,8 @@ RUNS = Path("runs")
 LATEST = "latest"
 LOCK = ".lock"
 MODELS = ("teacher", "student_before", "student_after", "equal_time_sft")  # rows of the table, in order
+# What a user calls them, as in first:untouched.
+PARTS = {"teacher": "teacher", "untouched": "student_before", "student": "student_after", "sft": "equal_time_sft"}
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,7 @@ from potstill.models import pruning
 from potstill.models.loading import load
 from potstill.recipe import PrunedStudent, Recipe, Stage
 from potstill.recipes import METHODS
-from potstill.run import Run, remove_folder
-
-PARTS = {
-    "teacher": "teacher",
-    "untouched": "student_before",
-    "student": "student_after",
-    "sft": "equal_time_sft",
-}  # and what the run folder calls them
+from potstill.run import PARTS, Run, remove_folder
 
 
 def model_named(name: str, *, allow_remote_code: bool = False) -> str:
@@ -68,12 +61,6 @@ def _instead(run: Run, part: str, recipe: Recipe) -> str:
         case "sft" if recipe.baseline == "none":
             return "train with baseline=equal_time_sft"
     return f"go on with `potstill resume {run.name}`"
-
-
-def parts_of(run: Run) -> list[str]:
-    """The parts that are there, in the order of a table."""
-    there = run.evaluations()
-    return [part for part in ("teacher", "untouched", "sft", "student") if PARTS[part] in there]
 
 
 def _run(name: str) -> Run | None:

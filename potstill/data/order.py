@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 
 import torch
@@ -21,13 +22,17 @@ def indices(position: int, count: int, num_examples: int, seed: int, *, shuffled
         shuffled_from: the epochs before this one keep the examples' own order.
     Raises: ValueError for a negative position or count, or no examples.
     """
-    if position < 0 or count < 0 or num_examples < 1:
-        raise ValueError(f"cannot draw {count} examples at position {position} of {num_examples}")
-    places = (divmod(place, num_examples) for place in range(position, position + count))
     return [
         int(_epoch(num_examples, seed + epoch)[offset]) if epoch >= shuffled_from else offset
-        for epoch, offset in places
+        for epoch, offset in places(position, count, num_examples)
     ]
+
+
+def places(position: int, count: int, num_examples: int) -> Iterator[tuple[int, int]]:
+    """The epoch of each example to draw, and its place in the epoch. Raises: as ``indices``."""
+    if position < 0 or count < 0 or num_examples < 1:
+        raise ValueError(f"cannot draw {count} examples at position {position} of {num_examples}")
+    return (divmod(place, num_examples) for place in range(position, position + count))
 
 
 @lru_cache(maxsize=4)  # so that a step costs the same in an epoch of a million examples

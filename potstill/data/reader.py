@@ -145,7 +145,7 @@ def _json_object(line: bytes) -> dict[str, Any] | str:
     except UnicodeDecodeError as error:
         return f"not UTF-8: byte 0x{line[error.start]:02x} at byte {error.start + 1}"
     except json.JSONDecodeError as error:
-        return f"not JSON: {error.msg} at character {error.pos + 1}"
+        return f"not JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1}"
     except (RecursionError, ValueError):  # ValueError: a number of more digits than Python converts
         return "not JSON that can be read: nested too deeply, or a number with too many digits"
     return value if isinstance(value, dict) else f"not a JSON object but {kind_of(value)}"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from potstill.evaluation.harness import HarnessResult
+from potstill.reporting.text import markdown_table
 
 
 def markdown(results: Sequence[HarnessResult]) -> str:
@@ -44,8 +45,7 @@ def _table(task: str, results: Sequence[HarnessResult]) -> str:
         for one in results
         for part in parts
     ]
-    lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
-    return "\n".join([f"{task}: {told(results[0])}", "", *lines])
+    return f"{task}: {told(results[0])}\n\n{markdown_table(head, rows)}"
 
 
 def _parts(task: str, result: HarnessResult) -> list[str]:

@@ -10,6 +10,7 @@ from potstill.evaluation.metrics.significance import Difference, holm, paired_di
 from potstill.evaluation.suites import SUITES
 from potstill.evaluation.suites.run import Result
 from potstill.evaluation.suites.suite import Weighed
+from potstill.reporting.text import markdown_table
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,14 @@ def scores_of_each(result: Result) -> dict[str, Weighed]:
 
 def _differences(compared: Sequence[Against]) -> str:
     """A table of differences: paired over items, 95% intervals, p after Holm's correction over the whole table."""
-    head = "| suite | figure | model | less | difference | p | p, Holm |"
-    lines = [
-        f"| {c.suite} | {c.figure.replace('_', ' ')} | {c.model} | {c.first} | {c.difference.mean:+.3g} "
-        f"[{c.difference.low:+.3g}, {c.difference.high:+.3g}] | {c.difference.p:.2g} | {c.p_holm:.2g} |"
-        for c in compared
-    ]
-    return "\n".join(["Differences, paired over items:", "", head, "|---" * 7 + "|", *lines])
+    head = ("suite", "figure", "model", "less", "difference", "p", "p, Holm")
+    rows = [(c.suite, c.figure.replace("_", " "), c.model, c.first, *_difference(c)) for c in compared]
+    return f"Differences, paired over items:\n\n{markdown_table(head, rows)}"
+
+
+def _difference(against: Against) -> tuple[str, str, str]:
+    found = against.difference
+    return f"{found.mean:+.3g} [{found.low:+.3g}, {found.high:+.3g}]", f"{found.p:.2g}", f"{against.p_holm:.2g}"
 
 
 def _by_suite(results: Sequence[Result]) -> Iterator[tuple[str, list[Result]]]:
@@ -81,8 +83,7 @@ def _table(name: str, results: Sequence[Result]) -> str:
     shown = [key for key in headline if any(key in result.scores for result in results)]
     head = ("model", *(key.replace("_", " ") for key in shown), "shortened", "seconds")
     rows = [(r.model, *(figure(r.scores.get(key)) for key in shown), *_effort(r)) for r in results]
-    lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
-    return "\n".join([f"{name}: {told(results[0])}", "", *lines])
+    return f"{name}: {told(results[0])}\n\n{markdown_table(head, rows)}"
 
 
 def _effort(result: Result) -> tuple[str, str]:

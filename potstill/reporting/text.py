@@ -8,6 +8,7 @@ is put in.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 
 # Escape sequences with their payload (ECMA-48): strings up to their terminator, CSI, two characters.
 _ESCAPES = re.compile(
@@ -32,3 +33,9 @@ def clean_text(text: str) -> str:
 def one_line(text: str) -> str:
     """The same on one line, runs of white space as one space."""
     return " ".join(clean_text(text).split())
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown; a bar in a cell ends no cell."""
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in (head, *rows)]
+    return "\n".join([lines[0], "| " + " | ".join(["---"] * len(head)) + " |", *lines[1:]])

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from potstill.errors import ConfigError
-from potstill.run_models import model_of, parts_of
-from tests.unit.reporting.fake_runs import EVALUATIONS, RECIPE, write_run
+from potstill.run_models import model_of
+from tests.unit.reporting.fake_runs import RECIPE, write_run
 
 PINNED = RECIPE.replace("revision: null", "revision: abc123")
 
@@ -34,5 +34,3 @@ def test_what_a_run_has_not_made_yet_is_said(tmp_path: Path) -> None:
     run.student.mkdir()
     run.baseline.student.mkdir(parents=True)
     assert (model_of(run, "student"), model_of(run, "sft")) == (str(run.student), str(run.baseline.student))
-    assert parts_of(run) == ["teacher", "untouched", "sft", "student"]
-    assert parts_of(write_run(tmp_path / "b", evaluations={"teacher": EVALUATIONS["teacher"]})) == ["teacher"]

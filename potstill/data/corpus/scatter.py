@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from hashlib import blake2b
 
+from potstill.data.order import places
+
 ROUNDS = 6
 
 
@@ -14,12 +16,9 @@ def scattered(position: int, count: int, num_examples: int, seed: int, *, shuffl
         position, count, num_examples, seed, shuffled_from: as there.
     Raises: ValueError for a negative position or count, or no examples.
     """
-    if position < 0 or count < 0 or num_examples < 1:
-        raise ValueError(f"cannot draw {count} examples at position {position} of {num_examples}")
-    places = (divmod(place, num_examples) for place in range(position, position + count))
     return [
         permuted(offset, num_examples, f"{seed}/{epoch}") if epoch >= shuffled_from else offset
-        for epoch, offset in places
+        for epoch, offset in places(position, count, num_examples)
     ]
 
 

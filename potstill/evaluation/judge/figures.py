@@ -13,7 +13,7 @@ from jaxtyping import Float
 from potstill.errors import DataError
 from potstill.evaluation.judge.answers import Answer, Marks, marks_of
 from potstill.evaluation.judge.pairs import Pair
-from potstill.evaluation.metrics.significance import RESAMPLES, Interval, paired_difference
+from potstill.evaluation.metrics.significance import RESAMPLES, bootstrap_interval, paired_difference
 from potstill.evaluation.suites.scoring import interval
 
 
@@ -79,7 +79,7 @@ def figures(read: Sequence[Judged]) -> dict[str, Any]:
     first = np.array([one.ours_is_first for one in read], dtype=bool)
     halves = {"ours_first": first, "ours_second": ~first}
     return {
-        "sum_ratio": _resampled(lambda at: _ratio(ours[at], theirs[at]), len(read)),
+        "sum_ratio": _sum_ratio(ours, theirs),
         "ours_mean": interval(list(ours)),
         "theirs_mean": interval(list(theirs)),
         "difference": _difference(ours, theirs),
@@ -91,21 +91,16 @@ def figures(read: Sequence[Judged]) -> dict[str, Any]:
     }
 
 
-def ratio_interval(
-    ours: Float[np.ndarray, " example"], theirs: Float[np.ndarray, " example"], *, seed: int = 0
-) -> Interval:
-    """The 95% percentile interval of 100 * sum(ours) / sum(theirs), the two sums resampled over the same examples.
-
-    Draws are those of ``bootstrap_interval`` with the same seed.
-
-    Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapters 10 (ratios) and 13 (percentiles).
-    """
-    found = _resampled(lambda at: _ratio(ours[at], theirs[at]), len(ours), seed)
-    return Interval(*(math.nan if found[name] is None else found[name] for name in ("low", "high")))
+def _sum_ratio(ours: Float[np.ndarray, " example"], theirs: Float[np.ndarray, " example"]) -> dict[str, Any]:
+    """100 * sum(ours) / sum(theirs): the mean of ours / theirs with theirs as weights, and no mark is 0."""
+    if not len(ours):
+        return {"value": None, "low": None, "high": None}
+    low, high = bootstrap_interval(100 * ours / theirs, weights=theirs)
+    return {"value": _ratio(ours, theirs), "low": low, "high": high}
 
 
 def _ratio(ours: Float[np.ndarray, " example"], theirs: Float[np.ndarray, " example"]) -> float:
-    return float(100 * ours.sum() / theirs.sum()) if len(ours) else math.nan
+    return float(100 * ours.sum() / theirs.sum())
 
 
 def _bias(differences: Float[np.ndarray, " example"], first: np.ndarray) -> float:
@@ -133,12 +128,12 @@ def _difference(ours: Float[np.ndarray, " example"], theirs: Float[np.ndarray, "
     return {"mean": found.mean, "low": found.low, "high": found.high, "p": found.p}
 
 
-def _resampled(figure: Callable[[np.ndarray], float], num: int, seed: int = 0) -> dict[str, Any]:
+def _resampled(figure: Callable[[np.ndarray], float], num: int) -> dict[str, Any]:
     """A figure of chosen examples, with its interval; draws in which it cannot be computed are left out."""
     value = figure(np.arange(num)) if num else math.nan
     if math.isnan(value):
         return {"value": None, "low": None, "high": None}
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     draws = np.array([figure(random.integers(0, num, num)) for _ in range(RESAMPLES)])
     low, high = np.nanquantile(draws, [0.025, 0.975])
     return {"value": value, "low": float(low), "high": float(high)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -16,14 +16,14 @@ from potstill.evaluation.metrics.classification import (
     named_option,
     option_probabilities,
 )
-from potstill.evaluation.suites.scoring import by_group, mean_scores, weighed
+from potstill.evaluation.suites.scoring import ByPrimary, by_group, mean_scores
 from potstill.evaluation.suites.subject import Subject
-from potstill.evaluation.suites.suite import Row, Scores, Settings, Weighed, row_of
+from potstill.evaluation.suites.suite import Row, Scores, Settings, row_of
 
 WAYS = ("likelihood", "normalised", "generated")
 
 
-class Classification:
+class Classification(ByPrimary):
     """Accuracy in three ways, because they need not agree: by the likelihood of each option's text, by that for each
     token (which does not favour short options), and by what is written, where an answer that names no option is wrong.
 
@@ -41,7 +41,6 @@ class Classification:
         "macro_f1_likelihood",
     )
     primary = "accuracy_likelihood"
-    better: Literal["higher", "lower"] = "higher"
 
     def check(self, item: Item) -> None:
         """Raises: Unusable where there are not two options, or none is right."""
@@ -68,9 +67,6 @@ class Classification:
         if groups := by_group(rows, "accuracy_likelihood"):
             found["accuracy_likelihood_by_group"] = groups
         return found | _confusions(rows)
-
-    def of_each(self, rows: Sequence[Row]) -> list[Weighed | None]:
-        return weighed(rows, self.primary)
 
 
 def _row(item: Item, prompt: str, nats: Sequence[tuple[float, int]], text: str) -> Row:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from statistics import fmean, stdev
-from typing import Literal
 
 from potstill.data.catalogue.item import Item
 from potstill.evaluation.metrics.diversity import distinct_n
 from potstill.evaluation.metrics.rouge import rouge_l_scores
 from potstill.evaluation.metrics.text import exact_match, num_words
-from potstill.evaluation.suites.scoring import mean_scores, weighed
+from potstill.evaluation.suites.scoring import ByPrimary, mean_scores
 from potstill.evaluation.suites.subject import Subject
-from potstill.evaluation.suites.suite import Row, Scores, Settings, Weighed, row_of
+from potstill.evaluation.suites.suite import Row, Scores, Settings, row_of
 
 
-class Instruction:
+class Instruction(ByPrimary):
     """Rouge-L (stemmed F-measure x 100, best of the references), exact match, length, and how varied the words are.
 
     The sampled figure is the mean over seeds, its deviation that of the seeds' own means. ``distinct_n``: the share of
@@ -33,10 +32,6 @@ class Instruction:
         "words_greedy",
     )
     primary = "rouge_l_greedy"
-    better: Literal["higher", "lower"] = "higher"
-
-    def check(self, item: Item) -> None:
-        """Any item can be asked."""
 
     def ask(self, subject: Subject, items: Sequence[Item], settings: Settings) -> list[Row]:
         prompts = settings.framed(items)
@@ -61,9 +56,6 @@ class Instruction:
         answers = [row["predictions"]["greedy"].lower().split() for row in rows]
         distinct = {f"distinct_{n}_greedy": distinct_n(answers, n) for n in (1, 2, 3)}
         return found | {name: None if math.isnan(value) else value for name, value in distinct.items()}
-
-    def of_each(self, rows: Sequence[Row]) -> list[Weighed | None]:
-        return weighed(rows, self.primary)
 
 
 def _scores(item: Item, said: dict[str, str]) -> dict[str, float]:

@@ -9,11 +9,12 @@ from typing import Literal
 from potstill.data.catalogue.item import Item
 from potstill.data.examples import Tokenised
 from potstill.evaluation.metrics.language import language_figures
+from potstill.evaluation.suites.scoring import ByPrimary
 from potstill.evaluation.suites.subject import Subject
 from potstill.evaluation.suites.suite import Row, Scores, Settings, Weighed, row_of
 
 
-class Language:
+class Language(ByPrimary):
     """Perplexity and bits per byte of whole documents.
 
     A document longer than ``max_prompt_tokens`` is read in windows of that many tokens, each of which starts anew: its
@@ -25,9 +26,6 @@ class Language:
     headline: tuple[str, ...] = ("perplexity", "bits_per_byte")
     primary = "bits_per_byte"
     better: Literal["higher", "lower"] = "lower"
-
-    def check(self, item: Item) -> None:
-        """Any item can be asked."""
 
     def ask(self, subject: Subject, items: Sequence[Item], settings: Settings) -> list[Row]:
         size = subject.room_for_prompt(settings.max_prompt_tokens, 1)  # one for the end that stands before

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from potstill.data.catalogue.item import Item
 from potstill.data.examples import Unusable
 from potstill.evaluation.metrics.arithmetic import evaluate, final_number, same_value
-from potstill.evaluation.suites.scoring import by_group, mean_scores, weighed
+from potstill.evaluation.suites.scoring import ByPrimary, by_group, mean_scores
 from potstill.evaluation.suites.subject import Subject
-from potstill.evaluation.suites.suite import Row, Scores, Settings, Weighed, row_of
+from potstill.evaluation.suites.suite import Row, Scores, Settings, row_of
 
 
-class Maths:
+class Maths(ByPrimary):
     """Accuracy by value, to one part in ten thousand, of a greedy answer: its equation, or the number it ends in.
 
     An answer without a number is wrong, and counted by ``parse_failure_rate``. Nothing that a model writes is executed.
@@ -23,7 +22,6 @@ class Maths:
     shortens = True
     headline: tuple[str, ...] = ("accuracy", "parse_failure_rate")
     primary = "accuracy"
-    better: Literal["higher", "lower"] = "higher"
 
     def check(self, item: Item) -> None:
         """Raises: Unusable where the first reference has no value."""
@@ -40,9 +38,6 @@ class Maths:
     def scores(self, rows: Sequence[Row], settings: Settings) -> Scores:
         groups = by_group(rows, "accuracy")
         return mean_scores(rows) | ({"accuracy_by_group": groups} if groups else {})
-
-    def of_each(self, rows: Sequence[Row]) -> list[Weighed | None]:
-        return weighed(rows, self.primary)
 
 
 def _row(item: Item, prompt: str, text: str) -> Row:

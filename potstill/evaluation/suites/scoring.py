@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from potstill.data.catalogue.item import Item
 from potstill.evaluation.metrics.significance import bootstrap_interval, share_interval
 from potstill.evaluation.suites.suite import Row, Scores, Weighed
 
@@ -28,9 +29,17 @@ def column(rows: Sequence[Row], name: str) -> list[float | None]:
     return [row["scores"].get(name) for row in rows]
 
 
-def weighed(rows: Sequence[Row], name: str) -> list[Weighed | None]:
-    """One score of every row, all of the same weight."""
-    return [None if value is None else Weighed(value) for value in column(rows, name)]
+class ByPrimary:
+    """What most protocols have in common: any item can be asked, and each counts the same in the primary figure."""
+
+    primary: str
+    better: Literal["higher", "lower"] = "higher"
+
+    def check(self, item: Item) -> None:
+        """Any item can be asked."""
+
+    def of_each(self, rows: Sequence[Row]) -> list[Weighed | None]:
+        return [None if value is None else Weighed(value) for value in column(rows, self.primary)]
 
 
 def interval(values: Sequence[float | None], *, of_trials: bool = False) -> dict[str, Any]:

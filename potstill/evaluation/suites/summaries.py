@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from potstill.data.catalogue.item import Item
 from potstill.evaluation.metrics.rouge import rouge_scores
 from potstill.evaluation.metrics.summaries import lead, summary_figures
-from potstill.evaluation.suites.scoring import mean_scores, weighed
+from potstill.evaluation.suites.scoring import ByPrimary, mean_scores
 from potstill.evaluation.suites.subject import Subject
-from potstill.evaluation.suites.suite import Row, Scores, Settings, Weighed, row_of
+from potstill.evaluation.suites.suite import Row, Scores, Settings, row_of
 
 
-class Summaries:
+class Summaries(ByPrimary):
     """ROUGE-1, -2 and -L (stemmed F-measure x 100), length, compression and novelty; beside them ``lead_3``'s ROUGE.
 
     The lead is taken of the article as it stands in the row, uncut as far as the prompt had room for it.
@@ -23,10 +22,6 @@ class Summaries:
     shortens = True
     headline: tuple[str, ...] = ("rouge1", "rouge2", "rougeL", "lead_3_rougeL", "words")
     primary = "rougeL"
-    better: Literal["higher", "lower"] = "higher"
-
-    def check(self, item: Item) -> None:
-        """Any item can be asked."""
 
     def ask(self, subject: Subject, items: Sequence[Item], settings: Settings) -> list[Row]:
         prompts = settings.framed(items)
@@ -39,9 +34,6 @@ class Summaries:
 
     def scores(self, rows: Sequence[Row], settings: Settings) -> Scores:
         return mean_scores(rows)
-
-    def of_each(self, rows: Sequence[Row]) -> list[Weighed | None]:
-        return weighed(rows, self.primary)
 
 
 def _scores(item: Item, text: str) -> dict[str, float]:

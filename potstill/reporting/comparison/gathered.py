@@ -17,16 +17,15 @@ from potstill.reporting.comparison.table import Cost, Entry, Measure, Role
 from potstill.reporting.formats import number
 from potstill.reporting.published import Ours
 from potstill.reporting.suites import scores_of_each, told
-from potstill.run import Run
+from potstill.run import PARTS, Run
 
 OWN_ROWS = "held-out rows"
-# What the run folder calls a model.
-PARTS: dict[str, Role] = {
+ROLES: dict[str, Role] = {
     "teacher": "teacher",
     "student_before": "untouched",
     "equal_time_sft": "sft",
     "student_after": "student",
-}
+}  # of what the run folder calls a model; in the order of the table
 NAMES = {"teacher": "teacher", "student_before": "untouched student"}
 Rows: TypeAlias = dict[str, dict[str, Any]]  # of one model, by example
 Results: TypeAlias = Mapping[str, Sequence[Result]]  # of suites, by the key of the model
@@ -37,9 +36,9 @@ Results: TypeAlias = Mapping[str, Sequence[Result]]  # of suites, by the key of 
 
 def entries(runs: Sequence[Run]) -> list[Entry]:
     """Teachers, untouched students, then what was trained. Those of two runs that are one model stand once."""
-    own = [_entry(run, part) for part in PARTS if part in NAMES for run in runs if _measured(run, part)]
+    own = [_entry(run, part) for part in ROLES if part in NAMES for run in runs if _measured(run, part)]
     shown = {key: entry for entry in own for key in [_first(runs, entry.key)] if key == entry.key}
-    trained = [_entry(run, part) for run in runs for part in PARTS if part not in NAMES and _measured(run, part)]
+    trained = [_entry(run, part) for run in runs for part in ROLES if part not in NAMES and _measured(run, part)]
     return _named_apart([*shown.values(), *trained])
 
 
@@ -64,7 +63,7 @@ def _entry(run: Run, part: str) -> Entry:
     return Entry(
         key=_key_of(run, part),
         name=own[part],
-        role=PARTS[part],
+        role=ROLES[part],
         method={"student_after": settings.method(run), "equal_time_sft": "sft"}.get(part),
         cost=_cost(run, "baseline_" if part == "equal_time_sft" else "") if trained else None,
         num_parameters=number(measured.get("num_parameters")),
@@ -78,7 +77,7 @@ def _measured(run: Run, part: str) -> dict[str, Any]:
 
 
 def _key_of(run: Run, part: str) -> str:
-    return f"{run.path}:{PARTS[part]}"
+    return f"{run.path}:{ROLES[part]}"
 
 
 def _first(runs: Sequence[Run], key: str) -> str:
@@ -147,8 +146,7 @@ def own_measures(runs: Sequence[Run], models: Sequence[Entry]) -> list[Measure]:
 
 def own_rows(runs: Sequence[Run], models: Sequence[Entry]) -> dict[str, Rows]:
     """The held-out rows of every model, as they were measured."""
-    parts = {role: part for part, role in PARTS.items()}
-    return {e.key: {_example(row): row for row in run_of(runs, e).rows(parts[e.role])} for e in models}
+    return {e.key: {_example(row): row for row in run_of(runs, e).rows(PARTS[e.role])} for e in models}
 
 
 def suite_measures(results: Results, runs: Sequence[Run]) -> Iterator[Measure]:

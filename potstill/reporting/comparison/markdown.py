@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,18 +20,19 @@ from potstill.reporting.comparison.verdict import (
 )
 from potstill.reporting.formats import MISSING, duration, scaled, significant
 from potstill.reporting.summary import finite
-from potstill.reporting.text import one_line
+from potstill.reporting.text import markdown_table, one_line
 
+LESS = ("model", "figure", "difference", "p", "p, Holm", "examples", "so")
 TOKENS = ("teacher tokens", "student tokens")
 
 
 def markdown(compared: Comparison) -> str:
     """Sentences, tables and lists, for a terminal or a file."""
     table = compared.table
-    parts = [" ".join(verdict(table)), _grid(_figures(table)), _list(_told(table))]
-    if len(differences := list(_differences(table))) > 1:
-        assert table.baseline is not None
-        parts += [f"Less {one_line(table.baseline.name)}, on the same examples:", _grid(differences)]
+    head, *figures = _figures(table)
+    parts = [" ".join(verdict(table)), markdown_table(head, figures), _list(_told(table))]
+    if (differences := list(_differences(table))) and table.baseline:
+        parts += [f"Less {one_line(table.baseline.name)}, on the same examples:", markdown_table(LESS, differences)]
     if compared.published:
         parts += ["Published figures beside ours:", published.markdown(compared.published)]
     parts += ["Before you compare:", _list(compared.notes), "On which rows:", _list(compared.hygiene)]
@@ -79,7 +80,6 @@ def _costs(entry: Entry) -> Iterator[str]:
 
 def _differences(table: Table) -> Iterator[list[str]]:
     """A row for each model and measure that was set against the baseline."""
-    yield ["model", "figure", "difference", "p", "p, Holm", "examples", "so"]
     for entry, cells in table.rows():
         for measure, cell in zip(table.measures, cells, strict=True):
             if cell and (against := cell.against):
@@ -102,11 +102,6 @@ def _told(table: Table) -> list[str]:
     for measure in table.measures:
         lines.setdefault(measure.told, []).append(measure.name)
     return [f"{', '.join(names)}: {told}" for told, names in lines.items() if told]
-
-
-def _grid(rows: Iterable[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in rows]
-    return "\n".join([lines[0], "| " + " | ".join(["---"] * (lines[0].count(" | ") + 1)) + " |", *lines[1:]])
 
 
 def _list(lines: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from potstill.reporting.formats import MISSING
 from potstill.reporting.published.beside import Beside, Ours
 from potstill.reporting.published.schema import HOW_SURE, Published, Source, Table
 from potstill.reporting.suites import figure
-from potstill.reporting.text import one_line
+from potstill.reporting.text import markdown_table, one_line
 
 HEAD = ("method", "student", "teacher", "published", "how sure", "ours, 95% interval", "before you compare", "from")
 
@@ -36,15 +36,14 @@ def markdown(lines: Sequence[Beside]) -> str:
 
 
 def _markdown(shown: Shown) -> str:
-    rows = (HEAD, ("---",) * len(HEAD), *(tuple(map(_escaped, row)) for row in shown.rows))
-    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    table = markdown_table(HEAD, (tuple(map(_escaped, row)) for row in shown.rows))
     sources = "\n".join(f"- [{at}] {_escaped(source)}" for at, source in enumerate(shown.sources, start=1))
     return f"{shown.title}, published and ours:\n\n{table}\n\n{sources}"
 
 
 def _escaped(text: str) -> str:
-    """Text of a file that opens neither a cell nor a tag."""
-    return text.replace("|", "\\|").replace("<", "&lt;")
+    """Text of a file that opens no tag."""
+    return text.replace("<", "&lt;")
 
 
 def _kind(line: Beside) -> tuple[str | None, str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
 from potstill.errors import DataError
 from potstill.evaluation.judge.answers import Answer
-from potstill.evaluation.judge.figures import Judged, figures, ratio_interval, score
+from potstill.evaluation.judge.figures import Judged, figures, score
 from potstill.evaluation.judge.pairs import Pair, pair_of
 from potstill.evaluation.metrics.significance import bootstrap_interval
 
@@ -43,11 +45,19 @@ def test_the_ratio_is_of_sums_and_not_the_mean_of_ratios() -> None:
 
 def test_the_ratios_interval_resamples_both_sums_together() -> None:
     """Marks twice the other's have twice the sum on any examples; against ones it is the interval of the mean."""
+
+    def ends(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
+        found = figures([Judged(*pair, True) for pair in zip(ours, theirs, strict=True)])["sum_ratio"]
+        return found["low"], found["high"]
+
     marks = np.random.default_rng(1).integers(1, 6, 50).astype(float)
-    assert ratio_interval(2 * marks, marks) == pytest.approx((200, 200))
-    assert ratio_interval(marks, np.ones(50)) == pytest.approx(tuple(100 * end for end in bootstrap_interval(marks)))
-    apart = ratio_interval(marks, marks[::-1])
-    assert apart.low < 100 < apart.high
+    assert ends(2 * marks, marks) == pytest.approx((200, 200))
+    assert ends(marks, np.ones(50)) == pytest.approx(tuple(100 * end for end in bootstrap_interval(marks)))
+    low, high = ends(marks, marks[::-1])
+    assert low < 100 < high
+    draws = np.random.default_rng(0).integers(0, 50, (2000, 50))
+    ratios = 100 * marks[draws].sum(1) / marks[::-1][draws].sum(1)
+    assert (low, high) == pytest.approx(tuple(np.quantile(ratios, [0.025, 0.975])))
 
 
 def test_without_marks_there_are_no_figures() -> None:
