@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from potstill.data import datasets
-from potstill.data.catalogue import load
 from potstill.data.datasets import Place
 from potstill.data.examples import Example
-from potstill.data.formats import check_fields, example_of
+from potstill.data.formats import check_fields
+from potstill.data.gathering import sifted
 from potstill.data.overlap import NEARLY, overlap, shingles
-from potstill.data.quarantine import Sifted, judge, sift
-from potstill.data.reader import EXCERPT_CHARS, BadRow, read_rows
+from potstill.data.quarantine import Sifted, judge
 from potstill.recipe import Data
 
 
@@ -49,15 +48,14 @@ def audit(train: str | Path, test: str | Path, config: Data, *, threshold: float
     """
     check_fields(config)
     config = config.model_copy(update={"path": str(train), "heldout": str(test)})
-    sifted = [
-        _usable(place, config) for place in (datasets.train_place(config), datasets.heldout_place(config)) if place
-    ]
-    rows, asked = (part.examples for part in sifted)
+    places = (datasets.train_place(config), datasets.heldout_place(config))
+    found = [_usable(place, config) for place in places if place]
+    rows, asked = (part.examples for part in found)
     across, within = near_duplicates(asked, rows, threshold), near_duplicates(rows, None, threshold)
     figures: dict[str, int | float] = {
         "train_rows": len(rows),
         "test_rows": len(asked),
-        "unusable_rows": sum(len(part.bad) for part in sifted),
+        "unusable_rows": sum(len(part.bad) for part in found),
         **overlap(asked, rows),
         "near_duplicate_rows": len({pair.one for pair in across}),  # at this threshold
         "train_rows_near_another": len({id for pair in within for id in (pair.one, pair.other)}),
@@ -67,15 +65,7 @@ def audit(train: str | Path, test: str | Path, config: Data, *, threshold: float
 
 def _usable(place: Place, config: Data) -> Sifted:
     """The rows of a file or split, sorted. Raises: DataError where too many cannot be used."""
-    if isinstance(place, Path):
-        found = sift(read_rows(place, names=datasets.NAMES), lambda row: example_of(row, config))
-    else:
-        loaded = load(place.name, place.split)
-        answered = tuple(item.example() for item in loaded.items if item.references)
-        bad = [
-            BadRow(item.id, "no answer", item.prompt[:EXCERPT_CHARS]) for item in loaded.items if not item.references
-        ]
-        found = Sifted(answered, (*loaded.bad, *bad))
+    found, _ = sifted(place, config, lambda example: example)
     judge(place, found, config.max_bad_rows)
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from potstill.data import datasets
 from potstill.data.catalogue import DATASETS, load
 from potstill.data.datasets import Named, Place
+from potstill.data.examples import Example
 from potstill.data.formats import check_fields, example_of
 from potstill.data.quarantine import Sifted, judge, sift, write_quarantine
 from potstill.data.reader import EXCERPT_CHARS, BadRow, read_rows
@@ -89,22 +91,32 @@ def _read(
 
 
 def _source(place: Place, config: Data, tokenizer: Any, template: Template) -> Source:
+    rows, digest = sifted(place, config, lambda example: check_example(example, tokenizer, template))
+    return Source(place, digest, rows)
+
+
+def sifted(place: Place, config: Data, check: Callable[[Example], Example]) -> tuple[Sifted, str]:
+    """The rows of a file or of a split of a named data set, sorted, and their SHA-256.
+
+    Args:
+        check: gives an example back, or raises Unusable with the reason why it is a bad row.
+    Raises: DataError for what cannot be read as a whole.
+    """
     if isinstance(place, Named):
-        return _named_source(place, tokenizer, template)
-    rows = read_rows(place, names=datasets.NAMES)
-    sifted = sift(rows, lambda row: check_example(example_of(row, config), tokenizer, template))
+        return _named(place, check)
+    found = sift(read_rows(place, names=datasets.NAMES), lambda row: check(example_of(row, config)))
     with open(place, "rb") as handle:
-        return Source(place, file_digest(handle, "sha256").hexdigest(), sifted)
+        return found, file_digest(handle, "sha256").hexdigest()
 
 
-def _named_source(place: Named, tokenizer: Any, template: Template) -> Source:
-    """A split of a named data set. What cannot be trained on is a bad row; the hash is that of its files' hashes."""
+def _named(place: Named, check: Callable[[Example], Example]) -> tuple[Sifted, str]:
+    """The split of a data set; its hash is that of its files' hashes."""
     loaded = load(place.name, place.split)
     examples, bad = [], list(loaded.bad)
     for item in loaded.items:
         try:
-            examples.append(check_example(item.example(), tokenizer, template))
+            examples.append(check(item.example()))
         except ValueError as reason:  # Unusable is one
             bad.append(BadRow(item.id, str(reason), item.prompt[:EXCERPT_CHARS]))
     digest = sha256("".join(sorted(loaded.sha256.values())).encode()).hexdigest()
-    return Source(place, digest, Sifted(tuple(examples), tuple(bad)))
+    return Sifted(tuple(examples), tuple(bad)), digest

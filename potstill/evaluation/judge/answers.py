@@ -80,10 +80,8 @@ def read_answers(file: Path, pairs: dict[str, tuple[str, Pair]]) -> dict[str, An
     found = by_id(read_lines(file, Answer, fix=fix))
     for name, (where, answer) in found.items():
         if name not in pairs:
-            raise DataError(
-                f"{where}: id {name!r} is none of the pairs'",
-                "correct the id, or name the pairs file that was asked about",
-            )
+            fix = "correct the id, or name the pairs file that was asked about"
+            raise DataError(f"{where}: id {name!r} is none of the pairs'", fix)
         if answer.prompt_sha256 not in (None, pairs[name][1].prompt_sha256):
             raise DataError(
                 f"{where}: the answer to {name!r} is to another prompt than {pairs[name][0]} has now",

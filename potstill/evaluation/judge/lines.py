@@ -32,9 +32,8 @@ def read_lines(file: Path, kind: type[Line], *, fix: str) -> Iterator[tuple[str,
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             field = ".".join(map(str, first["loc"])) or "the line"
-            raise DataError(
-                f"{where}: {field}: {first['msg']}", "correct the line; docs/how-to/judge.md has an example"
-            ) from None
+            fix = "correct the line; docs/how-to/judge.md has an example"
+            raise DataError(f"{where}: {field}: {first['msg']}", fix) from None
 
 
 def by_id(lines: Iterable[tuple[str, Line]]) -> dict[str, tuple[str, Line]]:

@@ -137,7 +137,7 @@ def test_a_split_without_answers_is_refused(tmp_path: Path, monkeypatch: pytest.
     options = [{"label": label, "text": f"hat {label}"} for label in "ABCDE"]
     question = {"stem": "Which?", "choices": options}
     written(tmp_path / "cqa" / "test_rand_split_no_answers.jsonl", {"id": "q", "question": question})
-    with pytest.raises(DataError, match=r"1 of the 1 rows of cqa:hidden .*no answer"):
+    with pytest.raises(DataError, match=r"1 of the 1 rows of cqa:hidden .*has no reference to train on"):
         audit("cqa:hidden", "starter", Data())
 
 
