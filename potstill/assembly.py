@@ -12,7 +12,7 @@ from potstill import recipe as schema
 from potstill.data.examples import Tokenised
 from potstill.data.prepare import Prepared
 from potstill.models import pruning
-from potstill.models.families import Causal, check_projection
+from potstill.models.families import Family, check_projection, family_of
 from potstill.models.loading import config_of, load, load_tokenizer, output_rows
 from potstill.sources.dataset import batches
 from potstill.teachers.align import SharedVocabulary, shared_vocabulary
@@ -44,7 +44,7 @@ class Student:
     ``stored_dtype`` is what it will be saved in: that of the model it was made from. ``made`` says how it was made.
     """
 
-    family: Causal
+    family: Family
     stored_dtype: torch.dtype
     size_on_disk: int
     made: dict[str, Any]
@@ -79,7 +79,7 @@ def load_teaching(stage: schema.Stage, tokenizer: Any, runtime: Runtime, allow_r
     loaded = load(
         name, dtype=runtime.dtype, device=runtime.device, revision=revision, allow_remote_code=allow_remote_code
     )
-    family = Causal(loaded.model, shared.size)
+    family = family_of(loaded.model, shared.size)
     check_projection(family, name)
     teacher = LocalTeacher(family)
     return Teaching(teacher, Remembering(teacher), shared.size, shared.note, loaded.size_on_disk)
@@ -160,7 +160,7 @@ def build_student(
         model, how = _cut(model, stage.student, list(batches(calibration, 8, loaded.tokenizer.eos_token_id)))
         made |= how
         size = sum(p.numel() for p in model.parameters()) * stored_dtype.itemsize
-    family = Causal(model, vocab_size)
+    family = family_of(model, vocab_size)
     check_projection(family, source)
     if stage.student.freeze_embeddings:
         pruning.freeze_embeddings(model)

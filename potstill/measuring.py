@@ -13,12 +13,12 @@ from potstill.errors import ModelError
 from potstill.evaluation.evaluator import examine
 from potstill.evaluation.exposure import Samples, draw_samples, panel, plain
 from potstill.evaluation.generation import judge_answers
-from potstill.models.families import Causal
+from potstill.models.families import Family
 from potstill.run import write_text
 from potstill.sources.dataset import batches
 
 
-def evaluate(bench: Bench, label: str, family: Causal, size_on_disk: int) -> None:
+def evaluate(bench: Bench, label: str, family: Family, size_on_disk: int) -> None:
     """Measure one model on the held-out rows: one row of the table, and what it is made of."""
     begun = time.perf_counter()
     settings = bench.recipe.stage.evaluation
@@ -58,7 +58,7 @@ def _lines(
         }
 
 
-def _panel(bench: Bench, family: Causal, rows: Sequence[Tokenised]) -> dict[str, float]:
+def _panel(bench: Bench, family: Family, rows: Sequence[Tokenised]) -> dict[str, float]:
     """What one model is like on its own samples, beside the teacher's."""
     prompts = [row.prompt_ids for row in rows]
     teacher = bench.teaching.teacher if bench.teaching else None

@@ -20,7 +20,7 @@ from potstill.bench import Bench, say, set_up
 from potstill.evaluation.evaluator import measure
 from potstill.evaluation.generation import greedy_rouge_l
 from potstill.measuring import evaluate
-from potstill.models.families import Causal
+from potstill.models.families import family_of
 from potstill.models.loading import load
 from potstill.run import MODELS, Run, remove_folder, write_text
 from potstill.sources.dataset import batches
@@ -148,7 +148,7 @@ def _finish(bench: Bench, training: Training, state: State, stored_dtype: torch.
         _add_cost(bench.run, prefix, state)
         if not bench.run.eval_file(training.label).exists():
             loaded = load(str(training.run.student), dtype=bench.runtime.student_dtype, device=bench.runtime.device)
-            evaluate(bench, training.label, Causal(loaded.model, bench.vocab_size), loaded.size_on_disk)
+            evaluate(bench, training.label, family_of(loaded.model, bench.vocab_size), loaded.size_on_disk)
     bench.runtime.barrier()
 
 

@@ -18,7 +18,7 @@ from potstill.data.order import indices
 from potstill.data.plain_text import PlainText, StreamedText, plain_text
 from potstill.data.prepare import Prepared
 from potstill.errors import ConfigError
-from potstill.models.families import Causal
+from potstill.models.families import Family
 from potstill.sampling.distributions import Decoding
 from potstill.sampling.policies import Mixed, Policy, Single, Speculative
 from potstill.sampling.vllm import SyncedWriter, VllmWriter, check_syncable
@@ -49,7 +49,7 @@ class Parts:
     data: Prepared
     plain_text: Mapping[str, PlainText]
     teaching: Teaching | None
-    student: Causal
+    student: Family
     tokenizer: Any
     runtime: Runtime
     folder: Path
@@ -79,7 +79,7 @@ def plain_text_of(stage: schema.Stage, tokenizer: Any) -> dict[str, PlainText]:
 
 
 def asked(
-    spec: schema.Stream, teaching: Teaching | None, student: Causal, seed: int, total: Total = list
+    spec: schema.Stream, teaching: Teaching | None, student: Family, seed: int, total: Total = list
 ) -> tuple[SignalSource | None, Judge | None]:
     """Who says what the teacher thinks of a batch at each step, and who gives sampled tokens their credit; None where
     a stream does not ask.
@@ -225,7 +225,7 @@ def writer(parts: Parts, spec: schema.RolloutSource) -> Writer:
     return LocalWriter(policy, families, decoding, spec.slots)
 
 
-def _engine(parts: Parts, policy: Policy, family: Causal, decoding: Decoding) -> Writer:
+def _engine(parts: Parts, policy: Policy, family: Family, decoding: Decoding) -> Writer:
     """An engine beside the trained model, which starts from a copy of its weights and is kept in step with them."""
     folder = parts.folder / "engine"
     check_syncable(family)
@@ -234,7 +234,7 @@ def _engine(parts: Parts, policy: Policy, family: Causal, decoding: Decoding) ->
     return SyncedWriter(VllmWriter(str(folder), policy, decoding, max_tokens=max_tokens), family)
 
 
-def _policy(parts: Parts, spec: schema.AnyPolicy) -> tuple[Policy, list[Causal]]:
+def _policy(parts: Parts, spec: schema.AnyPolicy) -> tuple[Policy, list[Family]]:
     match spec:
         case schema.StudentPolicy():
             return Single(), [parts.student]

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from potstill.evaluation.metrics.statistics import mean_and_error
-from potstill.models.families import Causal, evaluating
+from potstill.models.families import Family, evaluating
 from potstill.objectives import cross_entropy
 from potstill.objectives.chunked import Chunk, select
 from potstill.objectives.distributions import kl_between, log_probs
@@ -42,7 +42,7 @@ class Measured:
         return [{"tokens": count, **dict(zip(names, sums, strict=True))} for count, sums in rows]
 
 
-def measure(student: Causal, teacher: LocalTeacher | Remembering | None, batches: Iterable[Batch]) -> dict[str, float]:
+def measure(student: Family, teacher: LocalTeacher | Remembering | None, batches: Iterable[Batch]) -> dict[str, float]:
     """Figures over all response tokens, each the mean over tokens.
 
     Args:
@@ -58,7 +58,7 @@ def measure(student: Causal, teacher: LocalTeacher | Remembering | None, batches
 
 
 @torch.no_grad()
-def examine(student: Causal, teacher: LocalTeacher | Remembering | None, batches: Iterable[Batch]) -> Measured:
+def examine(student: Family, teacher: LocalTeacher | Remembering | None, batches: Iterable[Batch]) -> Measured:
     """The same of each example. Args: as for ``measure``."""
     device = student.model.device
     sums: list[Tensor] = []  # of each example: [figures]

@@ -19,7 +19,7 @@ from potstill.data.collate import collate
 from potstill.data.examples import Tokenised
 from potstill.evaluation.metrics.diversity import diversity
 from potstill.evaluation.metrics.statistics import mean_and_error
-from potstill.models.families import Causal, evaluating
+from potstill.models.families import Family, evaluating
 from potstill.objectives import cross_entropy
 from potstill.objectives.chunked import Chunk, select
 from potstill.objectives.distributions import kl_between, log_probs
@@ -59,7 +59,7 @@ class Samples:
 
 
 def draw_samples(
-    writer: Causal, prompts: Sequence[Sequence[int]], decoding: Decoding, *, seed: int, slots: int = 8
+    writer: Family, prompts: Sequence[Sequence[int]], decoding: Decoding, *, seed: int, slots: int = 8
 ) -> Samples:
     """One response to each prompt.
 
@@ -78,7 +78,7 @@ def draw_samples(
 
 
 def exposure(
-    student: Causal,
+    student: Family,
     teacher: LocalTeacher,
     own: Samples,
     teachers: Samples,
@@ -118,7 +118,7 @@ def exposure(
 
 
 def accumulated_error(
-    student: Causal,
+    student: Family,
     teacher: LocalTeacher,
     samples: Samples,
     *,
@@ -160,7 +160,7 @@ def excess_error(on_own: float, on_teachers: float) -> float:
 
 
 def panel(
-    student: Causal,
+    student: Family,
     teacher: LocalTeacher | None,
     teachers: Samples | None,
     prompts: Sequence[Sequence[int]],
@@ -204,7 +204,7 @@ def plain(max_new_tokens: int, stop_id: int) -> Decoding:
 
 @torch.no_grad()
 def _scores(
-    student: Causal, teacher: LocalTeacher, samples: Samples, batch_size: int, pad_id: int
+    student: Family, teacher: LocalTeacher, samples: Samples, batch_size: int, pad_id: int
 ) -> dict[str, Float[Tensor, "response position"]]:
     """Every score at every response token, 0 after a response's end; float64, on the processor."""
     longest = int(_lengths(samples).max()) if samples.responses else 0

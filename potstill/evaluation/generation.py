@@ -10,7 +10,7 @@ from typing import Any
 
 from potstill.data.examples import Tokenised
 from potstill.evaluation.metrics.rouge import rouge_l_scores
-from potstill.models.families import Causal, check_positions, evaluating
+from potstill.models.families import Family, check_positions, evaluating
 from potstill.recipe import Evaluation
 from potstill.sampling.generate import generate
 from potstill.sources.dataset import batches
@@ -34,7 +34,7 @@ def check_lengths(config: Any, rows: Iterable[Tokenised], answered: Iterable[Tok
 
 
 def answer(
-    family: Causal,
+    family: Family,
     tokenizer: Any,
     examples: Sequence[Tokenised],
     settings: Evaluation,
@@ -67,7 +67,7 @@ def answer(
 
 
 def judge_answers(
-    family: Causal, tokenizer: Any, examples: Sequence[Tokenised], settings: Evaluation, seed: int
+    family: Family, tokenizer: Any, examples: Sequence[Tokenised], settings: Evaluation, seed: int
 ) -> tuple[dict[str, float], list[dict[str, str]], list[dict[str, float]]]:
     """Rouge-L and speed of greedy and of sampled answers; the answers themselves; Rouge-L of each."""
     greedy, tokens_per_s = answer(family, tokenizer, examples, settings, temperature=0, seed=seed)
@@ -81,7 +81,7 @@ def judge_answers(
 
 
 def greedy_rouge_l(
-    family: Causal, tokenizer: Any, examples: Sequence[Tokenised], settings: Evaluation
+    family: Family, tokenizer: Any, examples: Sequence[Tokenised], settings: Evaluation
 ) -> dict[str, float]:
     """``rouge_l`` of greedy answers and ``rouge_l_stderr``, its standard error over examples, nan below two."""
     texts, _ = answer(family, tokenizer, examples, settings, temperature=0, seed=0)

@@ -8,7 +8,7 @@ from potstill.data.prepare import prepare_all
 from potstill.evaluation.evaluator import measure
 from potstill.evaluation.generation import check_lengths, judge_answers
 from potstill.models.devices import device_named
-from potstill.models.families import Causal, check_projection
+from potstill.models.families import check_projection, family_of
 from potstill.models.loading import load
 from potstill.recipe import Data, Evaluation
 from potstill.sources.dataset import batches
@@ -53,8 +53,8 @@ def evaluate(
         other = load(teacher, device=where, allow_remote_code=allow_remote_code)
         sizes = [model.get_output_embeddings().weight.shape[0] for model in (other.model, loaded.model)]
         vocab_size = shared_vocabulary(other.tokenizer, sizes[0], loaded.tokenizer, sizes[1]).size
-        compared = LocalTeacher(Causal(other.model, vocab_size))
-    family = Causal(loaded.model, vocab_size)
+        compared = LocalTeacher(family_of(other.model, vocab_size))
+    family = family_of(loaded.model, vocab_size)
     check_projection(family, name)
     for model in (family, *([compared.family] if compared else [])):
         check_lengths(model.model.config, rows, rows[:generate_examples] if model is family else (), settings)

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from potstill.errors import ModelError
-from potstill.models.families import Causal, check_positions, evaluating
+from potstill.models.families import Family, check_positions, evaluating
 from potstill.models.products import head_logits, suited_products
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, as transformers calls them
@@ -96,7 +96,7 @@ class CausalDecoder:
     Raises: ModelError for a model that has not as many positions, or layers of another kind.
     """
 
-    def __init__(self, family: Causal, slots: int, capacity: int):
+    def __init__(self, family: Family, slots: int, capacity: int):
         self._config = family.model.config.get_text_config()
         check_decodable(self._config, capacity)
         self._family = family
@@ -160,7 +160,7 @@ def check_decodable(config: Any, capacity: int) -> None:
 
 
 @torch.no_grad()
-def check_decoding(family: Causal) -> None:
+def check_decoding(family: Family) -> None:
     """Refuse a model that says something else token by token than over a whole sequence, for whatever reason: rows that
     see each other's padding, masks read otherwise, layers that share their keys.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,8 +15,8 @@ from potstill.errors import ModelError
 from potstill.types import Batch, Head, StudentOutput
 
 
-class Causal(nn.Module):
-    """A decoder-only model: prompt and response are one sequence, and a state predicts the token after it."""
+class Family(nn.Module, ABC):
+    """How a model is fed, and where its logits come from."""
 
     def __init__(self, model: Any, vocab_size: int | None = None):
         super().__init__()
@@ -23,17 +24,9 @@ class Causal(nn.Module):
         self.vocab_size = vocab_size or model.get_output_embeddings().weight.shape[0]
         self.train(model.training)
 
+    @abstractmethod
     def forward(self, batch: Batch) -> Float[Tensor, "batch response hidden"]:
-        """The states that predict each response token; what stands at padding is arbitrary but finite.
-
-        Rows are moved to the left before the model sees them, so that all padding is on the right, where a causal
-        model cannot look: no attention mask is needed, positions count from 0, and padding changes nothing.
-        """
-        ids, prompt_lengths = left_aligned(batch)
-        states = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        offsets = torch.arange(batch.response_ids.shape[1], device=ids.device)
-        at = (prompt_lengths[:, None] - 1 + offsets).clamp_max(ids.shape[1] - 1)
-        return states.gather(1, at[..., None].expand(-1, -1, states.shape[-1]))
+        """The states that predict each response token; what stands at padding is arbitrary but finite."""
 
     @property
     def head(self) -> Head:
@@ -49,9 +42,37 @@ class Causal(nn.Module):
     def output(self, batch: Batch) -> StudentOutput:
         return StudentOutput(self(batch), self.head)
 
+    @abstractmethod
     def generation_inputs(self, batch: Batch) -> dict[str, Tensor]:
-        """What ``generate`` takes to continue the prompts."""
+        """What ``generate`` takes to answer the prompts."""
+
+
+class Causal(Family):
+    """A decoder-only model: prompt and response are one sequence, and a state predicts the token after it."""
+
+    def forward(self, batch: Batch) -> Float[Tensor, "batch response hidden"]:
+        """As every family's.
+
+        Rows are moved to the left before the model sees them, so that all padding is on the right, where a causal
+        model cannot look: no attention mask is needed, positions count from 0, and padding changes nothing.
+        """
+        ids, prompt_lengths = left_aligned(batch)
+        states = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        offsets = torch.arange(batch.response_ids.shape[1], device=ids.device)
+        at = (prompt_lengths[:, None] - 1 + offsets).clamp_max(ids.shape[1] - 1)
+        return states.gather(1, at[..., None].expand(-1, -1, states.shape[-1]))
+
+    def generation_inputs(self, batch: Batch) -> dict[str, Tensor]:
         return {"input_ids": batch.prompt_ids, "attention_mask": batch.prompt_mask.long()}
+
+
+def family_of(model: Any, vocab_size: int | None = None) -> Family:
+    """The adapter of a model.
+
+    Args:
+        vocab_size: logits that are looked at, where the output embedding has rows beyond the tokenizer's.
+    """
+    return Causal(model, vocab_size)
 
 
 def left_aligned(batch: Batch) -> tuple[Int[Tensor, "batch tokens"], Int[Tensor, " batch"]]:
@@ -101,7 +122,7 @@ def check_positions(config: Any, num_tokens: int, of: str) -> None:
 
 
 @torch.no_grad()
-def check_projection(family: Causal, name: str) -> None:
+def check_projection(family: Family, name: str) -> None:
     """Refuse a model whose logits we would compute differently from its own forward.
 
     Raises: ModelError, naming the largest difference.
@@ -121,7 +142,7 @@ def check_projection(family: Causal, name: str) -> None:
 
 
 @contextmanager
-def evaluating(family: Causal) -> Iterator[None]:
+def evaluating(family: Family) -> Iterator[None]:
     """Dropout off, and every module as before afterwards: some may be kept from training on purpose."""
     training = [module for module in family.modules() if module.training]
     family.eval()

@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from potstill.models.families import Causal
+from potstill.models.families import Family
 from potstill.types import Batch
 
 
 @torch.no_grad()
 def generate(
-    family: Causal, batch: Batch, tokenizer: Any, *, max_new_tokens: int, temperature: float, seed: int
+    family: Family, batch: Batch, tokenizer: Any, *, max_new_tokens: int, temperature: float, seed: int
 ) -> list[Int[Tensor, " tokens"]]:
     """One response to each prompt, end-of-sequence token left out.
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch.distributed as dist
 
 from potstill.errors import ConfigError
-from potstill.models.families import Causal
+from potstill.models.families import Family
 from potstill.sampling.distributions import Decoding
 from potstill.sampling.policies import Policy, Single
 from potstill.sampling.sampler import Response
@@ -51,7 +51,7 @@ class VllmWriter:
         vllm = import_vllm()
         self._decoding = decoding
         self._sender: Any = None
-        self._sent: Causal | None = None
+        self._sent: Family | None = None
         self._params = vllm.SamplingParams
         self._engine = vllm.LLM(
             model=folder,
@@ -72,7 +72,7 @@ class VllmWriter:
         outputs = self._engine.generate(requests, params, use_tqdm=False)
         return [response(output, self._decoding) for output in outputs]
 
-    def sync(self, family: Causal) -> None:
+    def sync(self, family: Family) -> None:
         """Give the engine this model's present weights; call it after each update that the next rollout should see.
 
         By CUDA IPC: the engine, a process of its own, reads the tensors where they lie, on the GPU that both use. What
@@ -91,7 +91,7 @@ class VllmWriter:
 class SyncedWriter:
     """A ``Writer`` whose engine is given a model's present weights before each rollout."""
 
-    def __init__(self, writer: VllmWriter, family: Causal):
+    def __init__(self, writer: VllmWriter, family: Family):
         self._writer, self._family = writer, family
 
     def write(self, prompts: Sequence[Sequence[int]], *, seeds: Sequence[int]) -> list[Response]:
@@ -134,7 +134,7 @@ def check(policy: Policy, decoding: Decoding) -> None:
         )
 
 
-def check_syncable(family: Causal) -> None:
+def check_syncable(family: Family) -> None:
     """Refuse weights that cannot be handed over: adapters', off the GPU, of several processes. Raises: ConfigError."""
     if hasattr(family.model, "peft_config"):
         raise ConfigError(
@@ -192,7 +192,7 @@ def import_vllm(module: str = "vllm") -> Any:
         raise ConfigError(f"vLLM cannot be imported: {error}", "pip install 'potstill[vllm]'") from error
 
 
-def _sender(engine: Any, family: Causal) -> Any:
+def _sender(engine: Any, family: Family) -> Any:
     transfer = import_vllm("vllm.distributed.weight_transfer")
     info = import_vllm("vllm.distributed.weight_transfer.ipc_engine").IPCTrainerInitInfo(rank=0, packed=False)
     source = transfer.ModuleSource(family.model)

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from potstill.errors import ConfigError
 from potstill.models.decoding import CausalDecoder, check_decoding
-from potstill.models.families import Causal, evaluating
+from potstill.models.families import Family, evaluating
 from potstill.sampling.distributions import Decoding
 from potstill.sampling.policies import Policy
 from potstill.sampling.sampler import Response, sample
@@ -42,7 +42,7 @@ class LocalWriter:
     """
 
     policy: Policy
-    families: Sequence[Causal]
+    families: Sequence[Family]
     decoding: Decoding
     slots: int
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from potstill import recipe
-from potstill.models.families import Causal, evaluating
+from potstill.models.families import Family, evaluating
 from potstill.objectives.chunked import select
 from potstill.objectives.credit import minillm_advantages
 from potstill.objectives.distributions import log_probs
@@ -31,7 +31,7 @@ class LogRatioJudge:
         total: sums numbers over processes, for whitening.
     """
 
-    def __init__(self, student: Causal, teacher: LiveTeacher, spec: recipe.PolicyGradient, total: Total = list):
+    def __init__(self, student: Family, teacher: LiveTeacher, spec: recipe.PolicyGradient, total: Total = list):
         self._student, self._teacher, self._spec, self._total = student, teacher, spec, total
         self.figures: dict[str, float] = {}
 

@@ -7,7 +7,7 @@ from weakref import finalize
 
 import torch
 
-from potstill.models.families import Causal
+from potstill.models.families import Family
 from potstill.types import Batch, Live, TeacherSignal
 
 
@@ -26,7 +26,7 @@ class LiveTeacher(Protocol):
 class LocalTeacher:
     """A frozen model that tells its states and head; nobody asks it for ``[batch, response, vocab]``."""
 
-    def __init__(self, family: Causal):
+    def __init__(self, family: Family):
         self.family = family.requires_grad_(False).eval()
 
     @torch.no_grad()

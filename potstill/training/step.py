@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from potstill import recipe, weighting
 from potstill.errors import NumericsError
-from potstill.models.families import Causal, evaluating
+from potstill.models.families import Family, evaluating
 from potstill.objectives.chunked import BoundTerm, Chunk, evaluate_terms, select
 from potstill.sources.source import Share, Source
 from potstill.teachers.local import SignalSource
@@ -68,7 +68,7 @@ class MicroBatch:
 
 
 def train_step(
-    student: Causal,
+    student: Family,
     wrapped: nn.Module,
     optimizer: torch.optim.Optimizer,
     streams: Sequence[LiveStream],
@@ -113,7 +113,7 @@ def train_step(
 
 
 def _draw(
-    stream: LiveStream, student: Causal, batching: recipe.Batching, runtime: Runtime, progress: float
+    stream: LiveStream, student: Family, batching: recipe.Batching, runtime: Runtime, progress: float
 ) -> list[MicroBatch]:
     micro_size = min(batching.size // runtime.world_size, 8) if batching.micro_size == "auto" else batching.micro_size
     share = Share(batching.size, micro_size, runtime.rank, runtime.world_size)
@@ -122,7 +122,7 @@ def _draw(
     return [weighed(stream, batch.to(runtime.device), student, runtime) for batch in drawn]
 
 
-def weighed(stream: LiveStream, batch: Batch, student: Causal, runtime: Runtime) -> MicroBatch:
+def weighed(stream: LiveStream, batch: Batch, student: Family, runtime: Runtime) -> MicroBatch:
     """A batch with the weights of its tokens; where they go by a score, both models look at it first."""
     needed = {score for term in stream.terms for score in term.scores}
     signal: TeacherSignal | None = None
@@ -210,7 +210,7 @@ def _selected(micro_batches: Sequence[MicroBatch], runtime: Runtime) -> dict[str
     return {key: summed[at] / summed[at + len(kept)] for at, key in enumerate(kept)}
 
 
-def _clip(student: Causal, max_norm: float) -> float:
+def _clip(student: Family, max_norm: float) -> float:
     """Clip the gradient to a global norm and return the norm it had.
 
     Raises: NumericsError, naming the first parameter at fault, where it is not finite.
@@ -230,7 +230,7 @@ def _clip(student: Causal, max_norm: float) -> float:
 
 @torch.no_grad()
 def _blame(
-    student: Causal,
+    student: Family,
     micro_batches: Sequence[MicroBatch],
     divide_by: dict[str, float],
     runtime: Runtime,

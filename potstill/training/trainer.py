@@ -16,7 +16,7 @@ import torch
 
 from potstill import recipe
 from potstill.errors import CheckpointError, ConfigError
-from potstill.models.families import Causal
+from potstill.models.families import Family
 from potstill.run import Run
 from potstill.training import checkpoint, optim
 from potstill.training.checkpoint import Checkpoint
@@ -56,7 +56,7 @@ class Job:
     stage: recipe.Stage
     run: Run
     runtime: Runtime
-    student: Causal
+    student: Family
     tokenizer: Any
     streams: Sequence[LiveStream]
     validate: Callable[[], dict[str, float]]
@@ -279,7 +279,7 @@ def _differing_keys(then: Any, now: Any, path: str = "") -> Iterator[str]:
 
 
 @contextmanager
-def training(student: Causal, *, dropout: bool = True) -> Iterator[None]:
+def training(student: Family, *, dropout: bool = True) -> Iterator[None]:
     """Dropout on while the student is trained, unless the stage wants it off."""
     student.train(dropout)
     try:

@@ -14,7 +14,7 @@ from potstill import weighting
 from potstill.data.examples import Example, Tokenised
 from potstill.data.tokenise import Template, choose_template, tokenise
 from potstill.errors import DataError, ModelError
-from potstill.models.families import Causal, check_projection, evaluating, positions_of
+from potstill.models.families import Family, check_projection, evaluating, family_of, positions_of
 from potstill.models.loading import load, local_source
 from potstill.recipe import Data
 from potstill.sampling.distributions import Decoding
@@ -44,7 +44,7 @@ class Subject:
     """
 
     name: str
-    family: Causal
+    family: Family
     tokenizer: Any
     template: Template
     fingerprint: str
@@ -129,7 +129,7 @@ def open_subject(
     Raises: ModelError.
     """
     loaded = load(name, device=device, allow_remote_code=allow_remote_code)
-    family = Causal(loaded.model)
+    family = family_of(loaded.model)
     check_projection(family, name)
     chosen = choose_template(Data(), loaded.tokenizer)
     return Subject(name, family, loaded.tokenizer, chosen, fingerprint_of(name), batch_size)
