@@ -9,8 +9,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from potstill import recipe_io, run_models, stages
+from potstill import chain, recipe_io, run_models, stages
 from potstill import run as runs
+from potstill.checks.dry_run import Tried
+from potstill.checks.dry_run import dry_run as try_recipe
 from potstill.errors import ConfigError, PotstillError, Stopped
 from potstill.evaluation import standalone
 from potstill.evaluation.suites import chosen
@@ -42,13 +44,28 @@ def train(recipe_or_method: str | Path | Recipe, *, allow_remote_code: bool = Fa
     """
     recipe = recipe_io.load(recipe_or_method, overrides, methods=METHODS)
     with _new_run(recipe) as run:
-        stages.run(recipe, run, allow_remote_code=allow_remote_code)
-        _conclude(run)
+        for part in chain.parts(recipe, run, _conclude):
+            stages.run(part.recipe, part.run, allow_remote_code=allow_remote_code)
     return run
+
+
+def dry_run(
+    recipe_or_method: str | Path | Recipe, *, allow_remote_code: bool = False, **overrides: Any
+) -> list[Tried]:
+    """Try every stage of a recipe with one step of training, whether its models and data are on this machine or not.
+
+    Args: as for ``train``.
+    Returns: of each stage the size of its models, what stood in for what, and the loss.
+    Raises: as ``train``, naming the stage; nothing is kept, and nothing is downloaded.
+    """
+    recipe = recipe_io.load(recipe_or_method, overrides, methods=METHODS)
+    return try_recipe(recipe, _conclude, allow_remote_code=allow_remote_code)
 
 
 def resume(run: str | Path | Run, *, allow_remote_code: bool = False) -> Run:
     """Go on with a run from its newest whole checkpoint, to the same weights as if it had never stopped.
+
+    Of several stages those that are finished are not done again.
 
     Args:
         run: a name under ``runs/``, a path, or a Run.
@@ -58,8 +75,8 @@ def resume(run: str | Path | Run, *, allow_remote_code: bool = False) -> Run:
     run = run if isinstance(run, Run) else runs.find(run)
     recipe = recipe_io.load(run.recipe_file, methods=METHODS)
     with _alone(run):
-        stages.run(recipe, run, allow_remote_code=allow_remote_code)
-        _conclude(run)
+        for part in chain.parts(recipe, run, _conclude):
+            stages.run(part.recipe, part.run, allow_remote_code=allow_remote_code)
     return run
 
 
@@ -118,9 +135,10 @@ def evaluate_suites(
 
 
 def report(run: str | Path | Run) -> dict[str, Any]:
-    """Write a run's report again from its files, and return its table."""
+    """Write a run's report again from its files, and those of its stages, and return its table."""
     run = run if isinstance(run, Run) else runs.find(run)
-    write_report(run)
+    for one in (*(stage for stage in run.stages if stage.recipe_file.exists()), run):
+        write_report(one)
     return summary(run)
 
 
@@ -146,7 +164,7 @@ def compare(
     Raises: ConfigError for a run that is not there, is named twice, or has measured nothing yet; DataError for
         published figures that cannot be read.
     """
-    found = [name if isinstance(name, Run) else runs.find(name) for name in names]
+    found = [(name if isinstance(name, Run) else runs.find(name)).result for name in names]
     _check_runs(found)
     _check_page(page)
     figures = load_published(published) if published else ()
@@ -233,7 +251,8 @@ def _alone(run: Run) -> Iterator[None]:
 
 
 def _conclude(run: Run) -> None:
-    """The report and the student's card."""
+    """The report and the student's card, which that of several stages has from the last one."""
     if runtimes.is_main():
         write_report(run)
-        write_card(run, run.student)
+        if not run.stages:
+            write_card(run, run.student)

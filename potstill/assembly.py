@@ -11,9 +11,9 @@ import torch
 from potstill import recipe as schema
 from potstill.data.examples import Tokenised
 from potstill.data.prepare import Prepared
-from potstill.models import pruning
+from potstill.models import layout, pruning
 from potstill.models.families import Family, check_projection, family_of
-from potstill.models.loading import config_of, load, load_tokenizer, output_rows
+from potstill.models.loading import config_of, drawn, load, load_tokenizer, output_rows
 from potstill.sources.dataset import batches
 from potstill.teachers.align import SharedVocabulary, shared_vocabulary
 from potstill.teachers.local import LocalTeacher, Remembering
@@ -53,7 +53,7 @@ class Student:
 def source_of(stage: schema.Stage) -> tuple[str, str | None]:
     """The model a student is made from, and its revision."""
     student = stage.student
-    if isinstance(student, schema.PretrainedStudent):
+    if isinstance(student, schema.PretrainedStudent | schema.FreshStudent):
         return student.model, student.revision
     if student.model is not None:
         return student.model, None
@@ -105,16 +105,9 @@ def memory_estimate(stage: schema.Stage, allow_remote_code: bool) -> dict[str, i
     """Bytes of weights, gradients and optimizer state in float32, from the models' configs alone."""
     source, revision = source_of(stage)
     student = _empty_model(config_of(source, revision=revision, allow_remote_code=allow_remote_code))
-    kept = 1.0
+    remaining = sum(p.numel() for p in student.parameters())
     if isinstance(stage.student, schema.PrunedStudent):
-        layers = pruning.layers_of(student)
-        keep = stage.student.keep_layers
-        kept = (keep if isinstance(keep, int) else len(keep)) / len(layers)
-        in_layers = sum(p.numel() for p in layers.parameters())
-    else:
-        in_layers = 0
-    total = sum(p.numel() for p in student.parameters())
-    remaining = total - in_layers + round(in_layers * kept)
+        remaining -= _cut_away(student, stage.student)
     embeddings = {
         id(m.weight): m.weight.numel() for m in (student.get_input_embeddings(), student.get_output_embeddings())
     }
@@ -126,12 +119,20 @@ def memory_estimate(stage: schema.Stage, allow_remote_code: bool) -> dict[str, i
     return sizes
 
 
+def _cut_away(model: Any, student: schema.PrunedStudent) -> int:
+    """Parameters in the layers that a student does without, as if those of a stack were all of one size."""
+    stacks = layout.stacks_of(model)
+    totals = {name: len(stack.layers) for name, stack in stacks.items()}
+    wanted = pruning.wanted_layers(totals, student.keep_layers, student.keep_encoder_layers)
+    counts = {name: keep if isinstance(keep, int) else len(keep) for name, keep in wanted.items()}
+    sizes = {name: sum(p.numel() for p in stack.layers.parameters()) for name, stack in stacks.items()}
+    return sum(round(sizes[name] * (1 - counts[name] / totals[name])) for name in stacks)
+
+
 def _empty_model(config: Any) -> Any:
     """A model whose weights take no memory."""
-    from transformers import AutoModelForCausalLM
-
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return layout.auto_class(config).from_config(config)
 
 
 def build_student(
@@ -141,6 +142,7 @@ def build_student(
     calibration: Sequence[Tokenised],
     allow_remote_code: bool,
     resume_from: Checkpoint | None = None,
+    seed: int = 0,
 ) -> Student:
     """The student as the recipe makes it, or as a checkpoint left it.
 
@@ -148,14 +150,20 @@ def build_student(
         vocab_size: logits compared with the teacher; all of the student's own where None.
         calibration: rows that Block Influence is measured on, where layers are chosen by it.
         resume_from: whose weights are taken instead of the untouched ones.
+        seed: of weights that are drawn.
     """
     source, revision = source_of(stage)
     options: dict[str, Any] = {"revision": revision, "allow_remote_code": allow_remote_code}
     # Asked of the source, because a checkpoint is stored in the precision of training.
     stored_dtype = config_of(source, **options).dtype or torch.float32
     name = str(resume_from.student) if resume_from else source
-    loaded = load(name, dtype=runtime.student_dtype, device=runtime.device, **options)
+    if isinstance(stage.student, schema.FreshStudent) and not resume_from:
+        loaded = drawn(name, seed, dtype=runtime.student_dtype, device=runtime.device, **options)
+    else:
+        loaded = load(name, dtype=runtime.student_dtype, device=runtime.device, **options)
     model, made, size = loaded.model, {"from": source}, loaded.size_on_disk
+    if layout.is_encoder_decoder(model.config):
+        made["kind"] = "encoder-decoder"
     if isinstance(stage.student, schema.PrunedStudent) and not resume_from:
         model, how = _cut(model, stage.student, list(batches(calibration, 8, loaded.tokenizer.eos_token_id)))
         made |= how
@@ -169,13 +177,18 @@ def build_student(
 
 def _cut(model: Any, student: schema.PrunedStudent, calibration: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
     placed = [batch.to(model.device) for batch in calibration]
-    keep, influence = pruning.choose_layers(model, student.keep_layers, student.choose_by, placed)
-    how = {
-        "kept_layers": list(keep),
-        "of_layers": len(pruning.layers_of(model)),
-        "block_influence": [round(value, 4) for value in influence.tolist()] if influence is not None else None,
-    }
-    return pruning.cut_layers(model, keep), how
+    chosen = pruning.choose_layers(
+        model, student.keep_layers, student.choose_by, placed, keep_encoder=student.keep_encoder_layers
+    )
+    decoder, encoder = chosen[layout.DECODER], chosen.get(layout.ENCODER)
+    how = _told(decoder) | ({f"encoder_{name}": value for name, value in _told(encoder).items()} if encoder else {})
+    return pruning.cut_layers(model, decoder.layers, encoder.layers if encoder else None), how
+
+
+def _told(kept: pruning.Kept) -> dict[str, Any]:
+    """Which layers of a stack were kept, and why, for the run's record."""
+    influence = None if kept.influence is None else [round(value, 4) for value in kept.influence.tolist()]
+    return {"kept_layers": list(kept.layers), "of_layers": kept.of_layers, "block_influence": influence}
 
 
 def calibration_rows(data: Prepared) -> list[Tokenised]:
@@ -211,6 +224,6 @@ def _without_teacher(metric: str) -> str:
 
 def _standing_alone(stage: schema.Stage) -> schema.Student:
     """The student's settings with the model it comes from written out, since the baseline has no teacher."""
-    if isinstance(stage.student, schema.PretrainedStudent):
+    if isinstance(stage.student, schema.PretrainedStudent | schema.FreshStudent):
         return stage.student
     return stage.student.model_copy(update={"model": source_of(stage)[0]})

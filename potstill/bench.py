@@ -18,10 +18,11 @@ from potstill.environment import environment
 from potstill.errors import ConfigError, DataError
 from potstill.evaluation.generation import check_lengths
 from potstill.models.decoding import check_decodable
+from potstill.models.layout import is_encoder_decoder
 from potstill.models.loading import config_of
 from potstill.run import Run, write_text
 from potstill.sampling.vllm import import_vllm
-from potstill.streams import plain_text_of
+from potstill.streams import plain_text_of, views_of
 from potstill.teachers.local import Remembering
 from potstill.training import runtime as runtimes
 from potstill.training.runtime import Runtime
@@ -62,9 +63,15 @@ def set_up(recipe: schema.Recipe, run: Run, stop: StopRequest, allow_remote_code
     runtime = runtimes.start(recipe.device, recipe.dtype)
     stage = recipe.stage
     check_batch(stage.batch, runtime.world_size)
-    recipe = _settled(recipe, runtime)
+    recipe = settled(recipe, runtime)
     tokenizer = assembly.student_tokenizer(stage, allow_remote_code)
-    data = prepare(stage.data, tokenizer, quarantine_file=run.quarantine_file if runtime.is_main else None)
+    data = prepare(
+        stage.data,
+        tokenizer,
+        quarantine_file=run.quarantine_file if runtime.is_main else None,
+        streams=views_of(stage),
+        seed=recipe.seed,
+    )
     plain_text = plain_text_of(stage, tokenizer)
     teaching = assembly.load_teaching(stage, tokenizer, runtime, allow_remote_code)
     if runtime.is_main and writes_untrained(stage):
@@ -75,7 +82,7 @@ def set_up(recipe: schema.Recipe, run: Run, stop: StopRequest, allow_remote_code
         run.write("env", environment(str(runtime.device), recipe.dtype))
         run.write("data", data.counts | ({"vocabulary": teaching.note} if teaching and teaching.note else {}))
     check_texts(stage, data, plain_text, allow_remote_code)
-    _check_engines(stage, runtime)
+    _check_engines(stage, runtime, allow_remote_code)
     runtime.barrier()
     return Bench(recipe, run, runtime, data, tokenizer, teaching, plain_text, stop, allow_remote_code)
 
@@ -112,22 +119,25 @@ def check_texts(
     longest = max(len(row.prompt_ids) for row in data.train)
     for config in configs:
         # Chained anew for each: rows that lie in files are read and let go.
-        rows = chain(data.train, data.validation, data.heldout, map(a_block, plain_text.values()))
+        rows = chain(data.train, *data.views.values(), data.validation, data.heldout, map(a_block, plain_text.values()))
         check_lengths(config, rows, _answered(stage, data), stage.evaluation)
         for rollout in filter(None, (schema.rollout_of(stream.source) for stream in stage.streams)):
-            check_decodable(config.get_text_config(), longest + rollout.max_new_tokens)
+            check_decodable(config.get_text_config(), longest, rollout.max_new_tokens)
 
 
 def _answered(stage: schema.Stage, data: Prepared) -> Sequence[Tokenised]:
     """The rows whose prompts a model is asked to answer when it is measured."""
-    validated = data.validation if stage.checkpoint.best_by == "rouge_l" else ()
+    validated = data.validation if stage.checkpoint.best_by in schema.METRICS_OF_ANSWERS else ()
     return (*validated, *data.heldout[: stage.evaluation.generate_examples])
 
 
-def _check_engines(stage: schema.Stage, runtime: Runtime) -> None:
-    """Refuse an engine that is not there, or has nothing to run on. Raises: ConfigError."""
+def _check_engines(stage: schema.Stage, runtime: Runtime, allow_remote_code: bool) -> None:
+    """Refuse an engine that is not there, has nothing to run on, or does not know the model. Raises: ConfigError."""
     rollouts = filter(None, (schema.rollout_of(stream.source) for stream in stage.streams))
     if any(rollout.engine == "vllm" for rollout in rollouts):
+        source, revision = assembly.source_of(stage)
+        if is_encoder_decoder(config_of(source, revision=revision, allow_remote_code=allow_remote_code)):
+            raise ConfigError(f"engine is vllm, and {source} is an encoder-decoder model", "set engine to local")
         import_vllm()
         if runtime.device.type != "cuda":
             raise ConfigError(f"engine is vllm, and this run is on {runtime.device.type}", "set engine to local")
@@ -140,7 +150,7 @@ def writes_untrained(stage: schema.Stage) -> bool:
     return writes and isinstance(stage.student, schema.PrunedStudent)
 
 
-def _settled(recipe: schema.Recipe, runtime: Runtime) -> schema.Recipe:
+def settled(recipe: schema.Recipe, runtime: Runtime) -> schema.Recipe:
     """The recipe with what was ``auto`` settled, so that it re-runs the same."""
     dtype = str(runtime.dtype).removeprefix("torch.")
     if recipe.dtype == "auto" and runtime.is_main:

@@ -13,11 +13,15 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from potstill.cli_annotate import EPILOG as ANNOTATE_EXAMPLES
+from potstill.cli_annotate import annotate
 from potstill.cli_data import app as data_app
 from potstill.cli_harness import EPILOG as HARNESS_EXAMPLES
 from potstill.cli_harness import harness
 from potstill.cli_judge import app as judge_app
 from potstill.cli_options import Format, FormatOption, Layout, LayoutOption, RemoteCode
+from potstill.cli_sweep import EPILOG as SWEEP_EXAMPLES
+from potstill.cli_sweep import sweep
 from potstill.errors import ConfigError, PotstillError
 
 STOPPED = "stopped; the same command goes on with what it has finished, if anything of it is kept"
@@ -36,6 +40,8 @@ app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")
 app.add_typer(judge_app, name="judge")
 app.command("harness", epilog=HARNESS_EXAMPLES)(harness)
+app.command("annotate", epilog=ANNOTATE_EXAMPLES)(annotate)
+app.command("sweep", epilog=SWEEP_EXAMPLES)(sweep)
 
 
 SeedsOption = Annotated[
@@ -51,19 +57,26 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
     "`potstill train kd teacher=models/big student.keep_layers=12 data=rows.jsonl run=first`\n\n"
     "`potstill train kd data=dolly.jsonl data.format=dolly divergence=reverse_kl budget.epochs=2`\n\n"
     "`potstill train my-recipe.yaml seed=2`  a copy made with `potstill recipes cp kd my-recipe.yaml`\n\n"
+    "`potstill train anli_minillm --dry-run`  whether it would run, with models and data that are not here\n\n"
     "`torchrun --nproc-per-node 2 -m potstill train kd`  on two processes"
 )
 def train(
     recipe: Annotated[str, typer.Argument(metavar="METHOD|RECIPE.yaml", help="A built-in method or a recipe file.")],
     overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="One step of each stage, with stand-ins for what is not here.")
+    ] = False,
     format: FormatOption = Format.human,
     allow_remote_code: RemoteCode = False,
 ) -> None:
     """Run a recipe in a new folder under runs/, and write its report."""
     from potstill import api, recipe_io
 
-    run = api.train(recipe, allow_remote_code=allow_remote_code, **recipe_io.parse_overrides(overrides or []))
-    _print_run(run, format)
+    settings = recipe_io.parse_overrides(overrides or [])
+    if dry_run:
+        _print_tried(api.dry_run(recipe, allow_remote_code=allow_remote_code, **settings), format)
+        return
+    _print_run(api.train(recipe, allow_remote_code=allow_remote_code, **settings), format)
 
 
 @app.command(epilog="Examples:\n\n`potstill resume first`\n\n`potstill resume latest`")
@@ -326,6 +339,13 @@ def recipes_cp(name: str, file: Path, format: FormatOption = Format.human) -> No
     )
 
 
+def _print_tried(tried: list[Any], format: Format) -> None:
+    """What a dry run found of each stage."""
+    from potstill.checks.dry.told import told
+
+    print(json.dumps([asdict(stage) for stage in tried], indent=2) if format is Format.json else told(tried))
+
+
 def _print_run(run: Any, format: Format) -> None:
     """A finished run: its table and where things are. Only the main process prints."""
     from potstill.training.runtime import is_main
@@ -339,11 +359,14 @@ def _print_run(run: Any, format: Format) -> None:
         return
     from rich.console import Console
 
+    from potstill.reporting.stages import rich_stages
     from potstill.reporting.tables import rich_table, verdict
 
     console = Console()
-    console.print(rich_table(run))
-    for sentence in verdict(run):
+    if run.stages:
+        console.print(rich_stages(run))
+    console.print(rich_table(run.result))
+    for sentence in verdict(run.result):
         console.print(sentence, markup=False, highlight=False)
     console.print(
         f"\nstudent  {run.student}\nreport   {run.report_file}", markup=False, highlight=False, soft_wrap=True

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from potstill.cli_options import Format, FormatOption
-from potstill.errors import ConfigError, PotstillError
+from potstill.errors import PotstillError
 
 app = typer.Typer(no_args_is_help=True, help="Have answers marked side by side, by a model or by hand.")
 
@@ -66,13 +66,14 @@ def ask(
 ) -> None:
     """Ask a server about every pair that has no answer yet."""
     from potstill.evaluation import judge
+    from potstill.served.settings import settings_in
 
     told = judge.ask(
         [pair for _, pair in judge.read_pairs(pairs).values()],
         judge.endpoint_at(url, key_env=api_key_env, timeout=timeout),
         model,
         out,
-        settings=_settings(settings or []),
+        settings=settings_in(settings or [], "--model"),
         concurrency=concurrency,
         attempts=attempts,
         say=lambda text: print(text, file=sys.stderr, flush=True),
@@ -113,25 +114,6 @@ def score(
     }
     for name, value in (found | halves).items():
         print(f"{name:24} {_plainly(value)}")
-
-
-def _settings(words: list[str]) -> dict[str, Any]:
-    """NAME=JSON words as an object; what is no JSON is text.
-
-    Raises: ConfigError for a word without a name, and for names that are not settings.
-    """
-    found: dict[str, Any] = {}
-    for word in words:
-        name, sign, value = word.partition("=")
-        if not name or not sign:
-            raise ConfigError(f"--set {word!r} is not NAME=JSON", "write it as --set max_tokens=500")
-        if name in ("model", "messages", "stream", "n"):
-            raise ConfigError(f"--set {name} is not for settings", "leave it out; the model is named by --model")
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value
-    return found
 
 
 def _plainly(value: Any) -> str:

@@ -27,13 +27,13 @@ def evaluate(bench: Bench, label: str, family: Family, size_on_disk: int) -> Non
     with bench.runtime.autocast():
         measured = examine(family, bench.examiner, batches(rows, settings.batch_size, bench.tokenizer.eos_token_id))
         answered = rows[: settings.generate_examples]
-        judged, answers, rouge = judge_answers(family, bench.tokenizer, answered, settings, bench.recipe.seed)
-        try:
-            bench.run.write(f"panel/{label}", _panel(bench, family, answered))
-        except ModelError as error:  # a window too short to sample in: the other figures stand
-            say(f"no figures on its own samples: {error}")
+        judged, answers, scores = judge_answers(
+            family, bench.tokenizer, answered, settings, bench.recipe.seed, bench.recipe.stage.data.target
+        )
+        if "samples" not in settings.leave_out:
+            _write_panel(bench, label, family, answered)
     size = {"num_parameters": sum(p.numel() for p in family.model.parameters()), "size_on_disk_bytes": size_on_disk}
-    lines = _lines(rows, measured.of_each(), answers, rouge)
+    lines = _lines(rows, measured.of_each(), answers, scores)
     write_text(bench.run.rows_file(label), "".join(json.dumps(line) + "\n" for line in lines))
     bench.run.write(f"eval/{label}", measured.figures() | judged | size)
     cost = bench.run.read("cost")
@@ -44,7 +44,7 @@ def _lines(
     rows: Sequence[Tokenised],
     sums: Sequence[dict[str, float]],
     answers: Sequence[dict[str, str]],
-    rouge: Sequence[dict[str, float]],
+    scores: Sequence[dict[str, float]],
 ) -> Iterator[dict[str, Any]]:
     """A line for each held-out row, laid out as those of a suite are; the first rows were answered as well."""
     for at, row in enumerate(rows):
@@ -54,8 +54,15 @@ def _lines(
             "input": row.prompt,
             "references": [row.response],
             "predictions": answers[at] if answered else {},
-            "scores": sums[at] | (rouge[at] if answered else {}),
+            "scores": sums[at] | (scores[at] if answered else {}),
         }
+
+
+def _write_panel(bench: Bench, label: str, family: Family, answered: Sequence[Tokenised]) -> None:
+    try:
+        bench.run.write(f"panel/{label}", _panel(bench, family, answered))
+    except ModelError as error:  # a window too short to sample in: the other figures stand
+        say(f"no figures on its own samples: {error}")
 
 
 def _panel(bench: Bench, family: Family, rows: Sequence[Tokenised]) -> dict[str, float]:

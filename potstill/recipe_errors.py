@@ -292,9 +292,9 @@ def did_you_mean(word: str, choices: Iterable[str], otherwise: str) -> str:
 
 
 def keys_of(hint: Any) -> list[str]:
-    """The keys of a section, or of a mapping with keys of its own."""
+    """The keys of a section that a recipe shows, or of a mapping with keys of its own."""
     if kinds := sections(hint):
-        return list(hints(kinds[0]))
+        return [key for key in hints(kinds[0]) if not kinds[0].model_fields[key].exclude]
     return [str(key) for key in get_args(get_args(unwrap(hint)[0])[0])]
 
 

@@ -121,7 +121,7 @@ def _from_method(name: str, methods: Methods, layers: list[Layer], label: str) -
     given: dict[str, Any] = {}
     for layer in layers:
         for key in _outer_first(key for key in layer.values if key.split(".")[0] in schema.model_fields):
-            path, value = tuple(key.split(".")), layer.values.pop(key)
+            path, value = _path(key), layer.values.pop(key)
             _claim(draft, layer, (key,), path, value, short=False)
             given = _merged(draft, schema, given, path, value, ())
     draft.values = plain(_called(methods[name], schema, given, draft))
@@ -187,13 +187,31 @@ def _apply(draft: Draft, layer: Layer, methods: Methods) -> None:
             draft.values = _merged(draft, Recipe, draft.values, path, layer.values[key], ())
 
 
+def _path(key: str) -> KeyPath:
+    return tuple(int(part) if part.isdecimal() else part for part in key.split("."))
+
+
 def _full_path(draft: Draft, key: str) -> tuple[KeyPath, bool]:
-    """The path of a key, and whether it was written without its stage."""
-    path = tuple(int(part) if part.isdecimal() else part for part in key.split("."))
+    """The path of a key, and whether it was written without its stage.
+
+    A stage's name stands for its place: ``r2.budget.steps``, or ``stages.r2.budget.steps``.
+    """
+    path = _path(key)
     stages = draft.values.get("stages")
+    places = _places(stages) if isinstance(stages, list) else {}
+    if path[0] in places and path[0] not in errors.hints(Recipe):
+        return ("stages", places[path[0]], *path[1:]), False
+    if path[0] == "stages" and len(path) > 1 and path[1] in places:
+        return ("stages", places[path[1]], *path[2:]), False
     only_stage = isinstance(stages, list) and len(stages) == 1
     short = only_stage and path[0] in errors.hints(Stage) and path[0] not in errors.hints(Recipe)
     return (*STAGE, *path) if short else path, short
+
+
+def _places(stages: list[Any]) -> dict[Any, int]:
+    """Where each stage of several stands, by its name; a name that is given twice is the schema's to refuse."""
+    names = [stage.get("name") for stage in stages if isinstance(stage, dict)] if len(stages) > 1 else []
+    return {name: at for at, name in enumerate(names) if isinstance(name, str)}
 
 
 def _rank(path: KeyPath) -> tuple[int, bool]:

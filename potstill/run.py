@@ -11,6 +11,8 @@ runs/<name>/
   panel/           the same names: what each model is like on its own samples
   teacher_text/    what the teacher wrote to the training prompts, where a stream asks for it
   baseline/        the equal-time student: the same again inside
+  stages/          of a recipe with several: 1-<name>/ 2-<name>/, each a run folder; then there stand beside it only
+                   recipe.yaml, stages.json, report.html and student -> the last stage's
   cost.json        seconds, tokens, memory      report.html
 """
 
@@ -35,6 +37,7 @@ from potstill.errors import ConfigError, DataError
 RUNS = Path("runs")
 LATEST = "latest"
 LOCK = ".lock"
+STAGES = "stages"
 MODELS = ("teacher", "student_before", "student_after", "equal_time_sft")  # rows of the table, in order
 # What a user calls them, as in first:untouched.
 PARTS = {"teacher": "teacher", "untouched": "student_before", "student": "student_after", "sft": "equal_time_sft"}
@@ -42,13 +45,27 @@ PARTS = {"teacher": "teacher", "untouched": "student_before", "student": "studen
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder."""
+    """A run folder. ``called``: what it is shown as, where that is not its own name."""
 
     path: Path
+    called: str | None = None
 
     @property
     def name(self) -> str:
-        return self.path.resolve().name
+        """What a user calls it: of a stage, with the run that it is of, as in first/stages/1-warm-up."""
+        folder = self.path.resolve()
+        own = folder.name if folder.parent.name != STAGES else f"{folder.parents[1].name}/{STAGES}/{folder.name}"
+        return self.called or own
+
+    @property
+    def stages(self) -> list[Run]:
+        """The runs of its stages, begun or not; none where it is of one stage and that stage's run itself."""
+        return [Run(self.path / stage["folder"]) for stage in self.read("stages") or ()]
+
+    @property
+    def result(self) -> Run:
+        """The run that made the student: itself, or its last stage under its own name."""
+        return Run(self.stages[-1].path, called=self.name) if self.stages else self
 
     @property
     def recipe_file(self) -> Path:
@@ -128,13 +145,18 @@ def create(name: str | None, method: str, root: Path = RUNS) -> Run:
             folder.mkdir()
         except FileExistsError:
             # A run refused before its first step (its data was broken, say) holds nothing and keeps no name.
-            if not name or (folder / "metrics.jsonl").exists() or not folder.is_dir():
+            if not name or has_trained(folder) or not folder.is_dir():
                 continue
         return Run(folder)
     raise ConfigError(
         f"runs/{name} exists already, and a run is never overwritten",
         f"continue it with `potstill resume {name}`, or choose another name with run=NAME",
     )
+
+
+def has_trained(folder: Path) -> bool:
+    """Whether anything was trained in a run folder, or in one of its stages."""
+    return any((place / "metrics.jsonl").exists() for place in (folder, *(folder / STAGES).glob("*")))
 
 
 def _numbered(method: str, root: Path) -> Iterator[str]:
@@ -150,7 +172,7 @@ def clear(run: Run) -> None:
 
     Raises: ConfigError where another process has trained in it meanwhile.
     """
-    if run.metrics_file.exists():
+    if has_trained(run.path):
         raise ConfigError(
             f"{run.path} has been taken by another command meanwhile", "choose another name with run=NAME"
         )
@@ -187,7 +209,8 @@ def discard(run: Run, latest: str | None) -> None:
 
     Kept are what the teacher wrote, and the rows that a message sends the user to.
     """
-    if any((run.path / name).exists() for name in ("metrics.jsonl", "teacher_text", "quarantine.jsonl")):
+    kept = ("metrics.jsonl", "teacher_text", "quarantine.jsonl")
+    if any((place / name).exists() for place in (run.path, *(run.path / STAGES).glob("*")) for name in kept):
         return
     remove_folder(run.path)
     if latest is None:

@@ -1,7 +1,7 @@
 """The models of a run: ``first`` is its student; ``first:teacher``, ``first:untouched`` and ``first:sft`` the others.
 
 The untouched student of a run that cut it from a larger model is not kept; it is cut again, the same, when it is asked
-for.
+for. A run of several stages is its last one.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ def model_of(run: Run, part: str, *, allow_remote_code: bool = False) -> str:
     if part not in PARTS:
         fix = f"{nearest(part, PARTS)}It is one of {', '.join(PARTS)}"
         raise ConfigError(f"{run.name} has no model {part!r}", fix)
+    run = run.result
+    if not run.recipe_file.exists():
+        raise ConfigError(f"{run.name} has no {part}: its last stage is not begun", _go_on(run))
     recipe = recipe_io.load(run.recipe_file, methods=METHODS)
     stage = recipe.stage
     match part:
@@ -60,6 +63,10 @@ def _instead(run: Run, part: str, recipe: Recipe) -> str:
             return f"name the run itself, {run.name}: it is fine-tuned"
         case "sft" if recipe.baseline == "none":
             return "train with baseline=equal_time_sft"
+    return _go_on(run)
+
+
+def _go_on(run: Run) -> str:
     return f"go on with `potstill resume {run.name}`"
 
 
@@ -91,7 +98,7 @@ def _untouched(run: Run, stage: Stage, allow_remote_code: bool) -> str:
     loaded = load(source, revision=revision, allow_remote_code=allow_remote_code)
     partial = run.path / ".untouched.partial"
     remove_folder(partial)
-    cut = pruning.cut_layers(loaded.model, made["kept_layers"]).to(loaded.stored_dtype)
+    cut = pruning.cut_layers(loaded.model, made["kept_layers"], made.get("encoder_kept_layers")).to(loaded.stored_dtype)
     cut.save_pretrained(partial)
     loaded.tokenizer.save_pretrained(partial)
     partial.rename(folder)

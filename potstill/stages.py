@@ -1,4 +1,4 @@
-"""Runs a recipe: trains, measures, and trains the equal-time baseline beside it.
+"""Runs a recipe of one stage: trains, measures, and trains the equal-time baseline beside it.
 
 Everything that is finished is on disk, so running a recipe again in its folder goes on where it stopped.
 """
@@ -18,7 +18,7 @@ from potstill import recipe as schema
 from potstill.assembly import Student
 from potstill.bench import Bench, say, set_up
 from potstill.evaluation.evaluator import measure
-from potstill.evaluation.generation import greedy_rouge_l
+from potstill.evaluation.generation import greedy_figures
 from potstill.measuring import evaluate
 from potstill.models.families import family_of
 from potstill.models.loading import load
@@ -47,7 +47,7 @@ def run(recipe: schema.Recipe, run: Run, *, allow_remote_code: bool = False) -> 
     """Run a recipe in its folder, from the start or from where it was stopped.
 
     Args:
-        recipe: what to do.
+        recipe: what to do, in one stage. Several are ``potstill.chain``'s to take apart.
         run: where; its folder exists.
         allow_remote_code: let models run Python that comes with them.
     Raises: any PotstillError; Stopped after a signal, with everything saved.
@@ -88,13 +88,17 @@ def _student(bench: Bench, training: Training, resume_from: Checkpoint | None) -
         assembly.calibration_rows(bench.data),
         bench.allow_remote_code,
         resume_from,
+        bench.recipe.seed,
     )
     if resume_from and bench.runtime.is_main:
         say(f"going on from {resume_from.path}")
     elif bench.runtime.is_main and training.label == "student_after":
         bench.run.write("student", student.made)
         if layers := student.made.get("kept_layers"):
-            say(f"student: layers {layers} of {student.made['of_layers']} of {student.made['from']}")
+            made = student.made
+            say(f"student: layers {layers} of {made['of_layers']} of {made['from']}")
+            if encoder := made.get("encoder_kept_layers"):
+                say(f"student: and of its encoder, layers {encoder} of {made['encoder_of_layers']}")
     return student
 
 
@@ -106,9 +110,9 @@ def _job(bench: Bench, training: Training, student: Student) -> Job:
     def validate() -> dict[str, float]:
         with bench.runtime.autocast():
             figures = measure(student.family, bench.examiner, validation)
-            if stage.checkpoint.best_by == "rouge_l":
-                answered = bench.data.validation
-                figures |= greedy_rouge_l(student.family, bench.tokenizer, answered, stage.evaluation)
+            if stage.checkpoint.best_by in schema.METRICS_OF_ANSWERS:
+                answered, asked = bench.data.validation, stage.evaluation
+                figures |= greedy_figures(student.family, bench.tokenizer, answered, asked, stage.data.target)
         return figures
 
     parts = Parts(
@@ -175,7 +179,8 @@ def _measure_teacher(bench: Bench) -> None:
 
 
 def _measure_untouched(bench: Bench, training: Training, student: Student, resume_from: Checkpoint | None) -> None:
-    wanted = training.label == "student_after" and not resume_from and bench.runtime.is_main
+    left_out = "untouched" in bench.recipe.stage.evaluation.leave_out
+    wanted = training.label == "student_after" and not resume_from and bench.runtime.is_main and not left_out
     if wanted and not bench.run.eval_file("student_before").exists():
         evaluate(bench, "student_before", student.family, student.size_on_disk)
     bench.runtime.barrier()
@@ -203,7 +208,9 @@ def _write_samples(bench: Bench) -> None:
         return
     measured = {label: rows for label in MODELS if (rows := bench.run.rows(label))}
     lines = []
-    for index, row in enumerate(bench.data.heldout[: bench.recipe.stage.evaluation.generate_examples]):
+    settings = bench.recipe.stage.evaluation
+    answered = bench.data.heldout[: min(settings.max_examples, settings.generate_examples)]
+    for index, row in enumerate(answered):
         outputs = {label: rows[index]["predictions"] for label, rows in measured.items()}
         lines.append({"id": row.example_id, "prompt": row.prompt, "reference": row.response, "outputs": outputs})
     write_text(bench.run.samples_file, "".join(json.dumps(line) + "\n" for line in lines))

@@ -14,7 +14,7 @@ from potstill.assembly import Teaching
 from potstill.data.corpus.blocks import CorpusBlocks
 from potstill.data.corpus.scatter import scattered
 from potstill.data.examples import Tokenised
-from potstill.data.order import indices
+from potstill.data.order import indices, seed_of
 from potstill.data.plain_text import PlainText, StreamedText, plain_text
 from potstill.data.prepare import Prepared
 from potstill.errors import ConfigError
@@ -27,7 +27,7 @@ from potstill.schedules import DistillmSchedule
 from potstill.sources.credit import LogRatioJudge, Total
 from potstill.sources.dataset import DatasetSource
 from potstill.sources.mixture import MixtureSource, ReplaySource
-from potstill.sources.rollout import Judge, RolloutSource, seed_of
+from potstill.sources.rollout import Judge, RolloutSource
 from potstill.sources.source import Source
 from potstill.sources.teacher_text import Place, teacher_text
 from potstill.sources.text_stream import TextStreamSource
@@ -78,6 +78,15 @@ def plain_text_of(stage: schema.Stage, tokenizer: Any) -> dict[str, PlainText]:
     }
 
 
+def views_of(stage: schema.Stage) -> dict[str, schema.DatasetSource]:
+    """The streams that ask something of the train rows that is not what the stage's data asks."""
+    sources = {
+        stream.name: stream.source for stream in stage.streams if isinstance(stream.source, schema.DatasetSource)
+    }
+    plain = {name: source for name, source in sources.items() if source.path is None}
+    return {name: source for name, source in plain.items() if source.view != "response" or source.prefix is not None}
+
+
 def asked(
     spec: schema.Stream, teaching: Teaching | None, student: Family, seed: int, total: Total = list
 ) -> tuple[SignalSource | None, Judge | None]:
@@ -121,9 +130,9 @@ def _source(parts: Parts, spec: schema.Stream, judge: Judge | None) -> Source:
     seed = seed_of(parts.seed, spec.name)
     match spec.source:
         case schema.DatasetSource():
-            return (
-                _text(parts, parts.plain_text[spec.name], seed) if spec.source.path else _rows(parts, parts.data.train)
-            )
+            if spec.source.path:
+                return _text(parts, parts.plain_text[spec.name], seed)
+            return _rows(parts, parts.data.views.get(spec.name, parts.data.train), spec.source.order)
         case schema.RolloutSource(policy=schema.TeacherPolicy()):
             return _teachers_rows(parts, spec.name, spec.source)
         case schema.RolloutSource():
@@ -136,8 +145,9 @@ def _source(parts: Parts, spec: schema.Stream, judge: Judge | None) -> Source:
             return _replay(parts, spec.source, seed)
 
 
-def _rows(parts: Parts, rows: Sequence[Tokenised]) -> DatasetSource:
-    return DatasetSource(rows, seed=parts.seed, pad_id=parts.tokenizer.eos_token_id)
+def _rows(parts: Parts, rows: Sequence[Tokenised], order: int = 0) -> DatasetSource:
+    seed = seed_of(parts.seed, "order", order) if order else parts.seed
+    return DatasetSource(rows, seed=seed, pad_id=parts.tokenizer.eos_token_id)
 
 
 def _text(parts: Parts, text: PlainText, seed: int) -> Source:

@@ -14,6 +14,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+# The attribute that models set on a tokenizer of sources and targets, which are encoded apart, for data to read.
+PAIR_MARK = "encodes_pairs"
+
 
 @dataclass(frozen=True)
 class Credit:

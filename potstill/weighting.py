@@ -53,6 +53,13 @@ def position(mask: Bool[Tensor, "batch response"], decay: float) -> Float[Tensor
     return torch.where(mask, decay ** torch.arange(mask.shape[1], device=mask.device).double(), 0.0)
 
 
+def span(mask: Bool[Tensor, "batch response"], start: int, stop: int | None) -> Float[Tensor, "batch response"]:
+    """1 at the tokens of a response from ``start``, from 0, up to and without ``stop``; to its end where None."""
+    place = torch.arange(mask.shape[1], device=mask.device)
+    inside = place >= start if stop is None else (place >= start) & (place < stop)
+    return (inside & mask).double()
+
+
 def gate(
     scores: Float[Tensor, "batch response"], mask: Bool[Tensor, "batch response"], threshold: float
 ) -> Float[Tensor, "batch response"]:
@@ -91,6 +98,8 @@ def weights(
             return importance(batch.importance_weights, mask)
         case recipe.PositionWeighting():
             return position(mask, spec.decay)
+        case recipe.SpanWeighting():
+            return span(mask, spec.start, spec.stop)
     if score is None:
         raise ValueError(f"weighting {spec.name} goes by {spec.score}, which was not given")
     match spec:

@@ -74,13 +74,23 @@ def recipe(
 def _recipe_findings(
     target: str, overrides: Mapping[str, Any], methods: Mapping[str, Callable[..., Recipe]], allow_remote_code: bool
 ) -> Iterator[Finding]:
+    from potstill.chain import beforehand
+
+    loaded = recipe_io.load(target, overrides, methods=methods)
+    several = len(loaded.stages) > 1
+    yield Finding("ok", "recipe", f"{loaded.method}, {len(loaded.stages)} stage{'s' * several}")
+    for one in beforehand(loaded):
+        if several:
+            yield Finding("ok", "stage", one.stage.name)
+        yield from _stage_findings(one, allow_remote_code)
+
+
+def _stage_findings(loaded: Recipe, allow_remote_code: bool) -> Iterator[Finding]:
     from potstill import assembly
     from potstill.bench import UNTRAINED_WRITER, check_texts, writes_untrained
     from potstill.data.prepare import prepare
     from potstill.streams import plain_text_of
 
-    loaded = recipe_io.load(target, overrides, methods=methods)
-    yield Finding("ok", "recipe", f"{loaded.method}, {len(loaded.stages)} stage")
     stage = loaded.stage
     tokenizer = assembly.student_tokenizer(stage, allow_remote_code)
     yield Finding(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from potstill import assembly, objectives, recipe_io
 from potstill import recipe as schema
+from potstill.chain import beforehand
 from potstill.data.collate import collate
 from potstill.data.examples import Tokenised
 from potstill.data.prepare import prepare
@@ -108,6 +109,7 @@ def selftest(
 
 
 def _pair(recipe: schema.Recipe, allow_remote_code: bool) -> Pair:
+    *_, recipe = beforehand(recipe)  # the last stage, which makes the result
     stage, runtime = recipe.stage, runtimes.start(recipe.device, recipe.dtype)
     if stage.teacher is None:
         raise ConfigError(f"recipe {recipe.method} has no teacher to compare with", "name a method that has one, kd")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import sha256
 
 
 class Unusable(ValueError):
@@ -26,6 +27,8 @@ class Example:
     messages: tuple[tuple[str, str], ...] | None = None
     content: str | None = None
     input_span: tuple[int, int] | None = None
+    rationale: str | None = None
+    llm_label: str | None = None
 
     @property
     def own_words(self) -> str:
@@ -47,3 +50,8 @@ class Tokenised:
     prompt: str
     response: str
     truncated: bool
+
+
+def prompt_sha256(prompt: str) -> str:
+    """What an annotation knows its row by, beside the id: the hash of the prompt as a person reads it."""
+    return sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()

@@ -49,9 +49,14 @@ def check_fields(config: Data) -> None:
 
 
 def _prompt_response(values: dict[str, Any], id: str, config: Data) -> Example:
-    """``prompt`` may be empty: text that begins at the start of a sequence; of several responses the first is taken."""
+    """``prompt`` may be empty: text that begins at the start of a sequence; of several responses the first is taken.
+
+    ``rationale`` and ``llm_label`` may be absent.
+    """
     prompt = text_of(values, config.fields.get("prompt", "prompt"), may_be_empty=True)
-    return Example(prompt, _first_text(values, config.fields.get("response", "response")), id)
+    response = _first_text(values, config.fields.get("response", "response"))
+    rationale, llm_label = (_optional(values, config.fields.get(name, name)) for name in ("rationale", "llm_label"))
+    return Example(prompt, response, id, rationale=rationale, llm_label=llm_label)
 
 
 def _dolly(values: dict[str, Any], id: str, config: Data) -> Example:
@@ -148,6 +153,12 @@ def _first_text(values: dict[str, Any], name: str) -> str:
     if not found:
         raise Unusable(f"field {name!r} is an empty list")
     return text_of({f"{name}[0]": found[0]}, f"{name}[0]")
+
+
+def _optional(values: dict[str, Any], name: str) -> str | None:
+    """The text in a field that need not be there; anything else than text is not there either."""
+    value = values.get(name)
+    return text_of(values, name) if isinstance(value, str) and value.strip() else None
 
 
 def _missing(values: dict[str, Any], name: str) -> str | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
 from potstill.data import datasets
+from potstill.data.annotations import PALM, annotated, has_outputs
 from potstill.data.catalogue import DATASETS, load
 from potstill.data.datasets import Named, Place
 from potstill.data.examples import Example
@@ -82,6 +83,9 @@ def _read(
         write_quarantine(quarantine_file, found.bad)
     for source in found.sources.values():
         judge(source.place, source.rows, config.max_bad_rows, quarantine_file)
+    annotations = config.annotations
+    sources = {name: _with_annotations(name, source, annotations) for name, source in found.sources.items()}
+    found = replace(found, sources=sources)
     if len({source.sha256 for source in found.sources.values()}) < len(found.sources):
         raise DataError(
             f"data.heldout={config.heldout} holds the same rows as data.path={config.path}",
@@ -93,6 +97,16 @@ def _read(
 def _source(place: Place, config: Data, tokenizer: Any, template: Template) -> Source:
     rows, digest = sifted(place, config, lambda example: check_example(example, tokenizer, template))
     return Source(place, digest, rows)
+
+
+def _with_annotations(name: str, source: Source, annotations: str | None) -> Source:
+    """The rows with what a teacher said about them: a file is of train rows, the layout's outputs of others too."""
+    if annotations is None or (name != "train" and annotations != PALM):
+        return source
+    if name != "train" and not has_outputs(source.place):
+        return source
+    examples = annotated(source.rows.examples, source.place, annotations)
+    return replace(source, rows=replace(source.rows, examples=examples))
 
 
 def sifted(place: Place, config: Data, check: Callable[[Example], Example]) -> tuple[Sifted, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -38,3 +39,9 @@ def places(position: int, count: int, num_examples: int) -> Iterator[tuple[int, 
 @lru_cache(maxsize=4)  # so that a step costs the same in an epoch of a million examples
 def _epoch(num_examples: int, seed: int) -> Int[Tensor, " example"]:
     return torch.randperm(num_examples, generator=torch.Generator().manual_seed(seed))
+
+
+def seed_of(*parts: object) -> int:
+    """A seed that depends on all parts, and is as good as independent of any other's."""
+    digest = hashlib.sha256(" ".join(map(str, parts)).encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:7], "big")

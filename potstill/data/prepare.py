@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import chain, islice
 from pathlib import Path
@@ -12,19 +12,29 @@ from potstill.data import datasets
 from potstill.data.encoding import Encoded, Encoder, encoded
 from potstill.data.examples import Example, Tokenised
 from potstill.data.gathering import Gathered, gather, gather_measured
+from potstill.data.order import seed_of
 from potstill.data.overlap import overlap
 from potstill.data.prepared.opening import folder_of, open_folder
 from potstill.data.prepared.splits import SPLITS, Prepared
-from potstill.data.splits import split
+from potstill.data.splits import split, subsample
 from potstill.data.tally import SKIPS, Tally, totals
-from potstill.recipe import Data
+from potstill.data.views import View, seen, view_of, view_of_stream
+from potstill.errors import DataError
+from potstill.recipe import Data, DatasetSource
 
 __all__ = ["SKIPS", "Prepared", "encode", "prepare", "prepare_all"]
 
 Keep: TypeAlias = Callable[[str, Iterator[Tokenised]], Sequence[Tokenised]]
 
 
-def prepare(config: Data, tokenizer: Any, *, quarantine_file: Path | None = None) -> Prepared:
+def prepare(
+    config: Data,
+    tokenizer: Any,
+    *,
+    quarantine_file: Path | None = None,
+    streams: Mapping[str, DatasetSource] = {},
+    seed: int = 0,
+) -> Prepared:
     """Read, sift, split and tokenise. The same files, config and tokenizer always give the same result.
 
     Rows are split before they are shortened and tokenised, so the held-out rows of a file are the same for every
@@ -34,12 +44,20 @@ def prepare(config: Data, tokenizer: Any, *, quarantine_file: Path | None = None
         config: the data section of a stage.
         tokenizer: a transformers tokenizer.
         quarantine_file: where bad rows are written, with their reasons; also when there are too many of them.
+        streams: views of the train rows that streams ask for, by the stream's name.
+        seed: of rationales that are shuffled.
     Raises: DataError with a cause and a fix.
     """
     if folder := folder_of(datasets.train_place(config)):
+        if streams:
+            cause = f"{folder} holds rows that are tokenised, and stream {next(iter(streams))} asks for another view"
+            raise DataError(cause, "set data to the file that the rows were prepared from")
         return open_folder(folder, config, tokenizer, quarantine_file=quarantine_file)
     gathered = gather(config, tokenizer, quarantine_file=quarantine_file)
-    return encode(gathered, config, tokenizer, lambda _, rows: tuple(rows))
+    views = {
+        name: view_of_stream(source, config, gathered.template, seed_of(seed, name)) for name, source in streams.items()
+    }
+    return encode(gathered, config, tokenizer, lambda _, rows: tuple(rows), views=views)
 
 
 def prepare_all(config: Data, tokenizer: Any) -> Sequence[Tokenised]:
@@ -51,39 +69,78 @@ def prepare_all(config: Data, tokenizer: Any) -> Sequence[Tokenised]:
     if folder := folder_of(datasets.heldout_place(config) or datasets.train_place(config)):
         return open_folder(folder, config, tokenizer, as_it_is=True).heldout
     gathered = gather_measured(config, tokenizer)
-    examples, tally = gathered.sources["heldout"].rows.examples, Tally()
+    examples: Sequence[Example] = gathered.sources["heldout"].rows.examples
+    tally = Tally()
+    examples = seen(examples, view_of(config, gathered.template, train=False), train=False)
     outcomes = encoded(examples, Encoder.of(config, tokenizer, gathered.template), workers=1)
     rows = tuple(_used(examples, outcomes, tally, []))
     tally.check("usable", config.max_prompt_tokens)
     return rows
 
 
-def encode(gathered: Gathered, config: Data, tokenizer: Any, keep: Keep, *, workers: int = 1) -> Prepared:
+def encode(
+    gathered: Gathered,
+    config: Data,
+    tokenizer: Any,
+    keep: Keep,
+    *,
+    workers: int = 1,
+    views: Mapping[str, View] = {},
+) -> Prepared:
     """Split the rows and make ids of them, by one process or several: the result is the same.
 
     Args:
         keep: given the name of a split and its rows one by one, keeps them, and gives what they are read from.
+        views: what is asked of the train rows beside, by name.
     Raises: DataError for too few rows, or a split of which none can be used.
     """
     sources = gathered.sources
     heldout = sources["heldout"].rows.examples if "heldout" in sources else None
     parts = split(sources["train"].rows.examples, heldout, config)
+    drawn = subsample(parts.train, config.subsample, config.subsample_seed)
+    shown = {
+        name: seen(rows, view_of(config, gathered.template, train=name == "train"), train=name == "train")
+        for name, rows in (("train", drawn), ("validation", parts.validation), ("heldout", parts.heldout))
+    }
     encoder = Encoder.of(config, tokenizer, gathered.template)
     kept: dict[str, Sequence[Tokenised]] = {}
     tallies = {name: Tally() for name in SPLITS}
     used: dict[str, list[Example]] = {name: [] for name in SPLITS}
-    of_all = chain.from_iterable(getattr(parts, name) for name in SPLITS)
+    of_all = chain.from_iterable(shown[name] for name in SPLITS)
     with closing(encoded(of_all, encoder, workers)) as outcomes:  # and so the processes, where it stops early
         for name in SPLITS:
-            examples = getattr(parts, name)
+            examples = shown[name]
             own = islice(outcomes, len(examples))
             kept[name] = keep(name, _used(examples, own, tallies[name], used[name]))
             tallies[name].check(name, config.max_prompt_tokens)
     files = {name: source.counts for name, source in sources.items()}
     given_away = overlap(used["heldout"], used["train"])
     counts = {"format": config.format, "template": gathered.template}
-    counts |= totals(files, tallies, unused=parts.num_unused, overlap=given_away)
-    return Prepared(kept["train"], kept["validation"], kept["heldout"], counts)
+    apart = {
+        "unused_heldout": parts.num_unused,
+        "not_in_subsample": len(parts.train) - len(drawn),
+        "without_target": len(drawn) - len(shown["train"]),
+    }
+    counts |= totals(files, tallies, apart=apart, overlap=given_away)
+    others = {name: _viewed(drawn, name, view, encoder, config, counts) for name, view in views.items()}
+    return Prepared(kept["train"], kept["validation"], kept["heldout"], counts, others)
+
+
+def _viewed(
+    rows: Sequence[Example], name: str, view: View, encoder: Encoder, config: Data, counts: dict[str, Any]
+) -> tuple[Tokenised, ...]:
+    """The train rows under another view, counted."""
+    examples, tally = seen(rows, view, train=True), Tally()
+    shown = tuple(_used(examples, encoded(examples, encoder, workers=1), tally, []))
+    tally.check(f"{name} train", config.max_prompt_tokens)
+    counts.setdefault("views", {})[name] = {
+        "asks": view.target,
+        "rows": len(rows),
+        "without_target": len(rows) - len(examples),
+        **tally.skips(),
+        **tally.sizes(),
+    }
+    return shown
 
 
 def _used(

@@ -50,6 +50,18 @@ def split(rows: Sequence[Example], heldout: Sequence[Example] | None, config: Da
     return Splits(train, validation, taken, num_unused=len(heldout) - len(taken) if heldout else 0)
 
 
+def subsample(rows: Sequence[Example], fraction: float, seed: int) -> tuple[Example, ...]:
+    """A share of the rows, at least one, in their order, drawn by the hash of the seed and a row's text.
+
+    A smaller share is a part of a larger one for the same seed, so that a curve over shares adds rows.
+    """
+    if fraction == 1:
+        return tuple(rows)
+    hashes = [sha256(f"{seed} ".encode() + b"".join(_hash(row)[:2])).digest() for row in rows]
+    kept = sorted(sorted(range(len(rows)), key=hashes.__getitem__)[: max(1, round(fraction * len(rows)))])
+    return tuple(rows[at] for at in kept)
+
+
 def _size(num_rows: int, fraction: float, most: int, *, keep: int) -> int:
     """At least one, at most ``most``, and ``keep`` rows left over."""
     return min(max(1, round(fraction * num_rows)), most, num_rows - keep)

@@ -96,14 +96,14 @@ def totals(
     files: dict[str, dict[str, Any]],
     tallies: dict[str, Tally],
     *,
-    unused: int,
+    apart: dict[str, int],
     overlap: dict[str, int | float],
 ) -> dict[str, Any]:
-    """The counts of data.json; every row is counted once: rows = quarantined + skipped + used + unused_heldout.
+    """The counts of data.json; every row is counted once: rows = quarantined + skipped + used + those set apart.
 
     Args:
         files: what is known of each, ``rows`` and ``quarantined`` among it. tallies: of each split.
-        unused: rows that were set apart and are in no split.
+        apart: rows that are in no split, by why.
     """
     whole = Tally.of_all(tallies.values())
     return {
@@ -112,7 +112,7 @@ def totals(
         "quarantined": sum(file["quarantined"] for file in files.values()),
         **whole.skips(),
         **whole.sizes(),
-        "unused_heldout": unused,
+        **apart,
         "splits": {name: {"rows": one.rows} | one.skips() | one.sizes() for name, one in tallies.items()},
         "overlap": overlap,
     }

@@ -9,9 +9,12 @@ from statistics import fmean, stdev
 from typing import Any
 
 from potstill.data.examples import Tokenised
+from potstill.evaluation.labels import label_scores
 from potstill.evaluation.metrics.rouge import rouge_l_scores
-from potstill.models.families import Family, check_positions, evaluating
-from potstill.recipe import Evaluation
+from potstill.evaluation.metrics.significance import wilson_interval
+from potstill.models.families import Family, evaluating
+from potstill.models.positions import check_positions
+from potstill.recipe import Evaluation, Target
 from potstill.sampling.generate import generate
 from potstill.sources.dataset import batches
 
@@ -27,10 +30,10 @@ def check_lengths(config: Any, rows: Iterable[Tokenised], answered: Iterable[Tok
     """
     text = config.get_text_config()
     for row in rows:
-        check_positions(text, len(row.prompt_ids) + len(row.response_ids), f"row {row.example_id}")
+        check_positions(text, len(row.prompt_ids), len(row.response_ids), f"row {row.example_id}")
     for row in answered:
         of = f"the prompt of row {row.example_id} with an answer of {settings.max_new_tokens}"
-        check_positions(text, len(row.prompt_ids) + settings.max_new_tokens, of)
+        check_positions(text, len(row.prompt_ids), settings.max_new_tokens, of)
 
 
 def answer(
@@ -45,7 +48,7 @@ def answer(
     """One response to each example's prompt, and new tokens per second of wall-clock time.
 
     Args:
-        temperature: 0 is greedy.
+        temperature: 0 is greedy, or the best of a beam search where the settings have beams.
         seed: of the draws.
     """
     texts: list[str] = []
@@ -60,6 +63,9 @@ def answer(
                 max_new_tokens=settings.max_new_tokens,
                 temperature=temperature,
                 seed=seed + index,
+                num_beams=1 if temperature else settings.num_beams,
+                repetition_penalty=settings.repetition_penalty,
+                top_p=settings.sampling_top_p,
             )
             num_tokens += sum(len(row) for row in ids)
             texts += [tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
@@ -67,24 +73,72 @@ def answer(
 
 
 def judge_answers(
-    family: Family, tokenizer: Any, examples: Sequence[Tokenised], settings: Evaluation, seed: int
+    family: Family,
+    tokenizer: Any,
+    examples: Sequence[Tokenised],
+    settings: Evaluation,
+    seed: int,
+    target: Target = "response",
 ) -> tuple[dict[str, float], list[dict[str, str]], list[dict[str, float]]]:
-    """Rouge-L and speed of greedy and of sampled answers; the answers themselves; Rouge-L of each."""
+    """Figures of greedy and of sampled answers: Rouge-L, accuracy where it is asked for, speed.
+
+    Args:
+        target: the form of the answers, which says what in them is a label and what a rationale.
+    Returns: the figures; the answers themselves; the scores of each.
+    """
     greedy, tokens_per_s = answer(family, tokenizer, examples, settings, temperature=0, seed=seed)
-    sampled, _ = answer(family, tokenizer, examples, settings, temperature=settings.sampling_temperature, seed=seed)
-    references = [[example.response] for example in examples]
-    scores = {"rouge_l": rouge_l_scores(greedy, references), "rouge_l_sampled": rouge_l_scores(sampled, references)}
-    figures = {name: fmean(values) if values else math.nan for name, values in scores.items()}
+    answers = {"greedy": greedy}
+    scores = _greedy_scores(greedy, examples, settings, target)
+    if "samples" not in settings.leave_out:
+        drawn = answer(family, tokenizer, examples, settings, temperature=settings.sampling_temperature, seed=seed)
+        answers["sampled"] = drawn[0]
+        scores["rouge_l_sampled"] = rouge_l_scores(drawn[0], [[example.response] for example in examples])
+    figures = {name: _mean(values) for name, values in scores.items()} | _interval(scores.get("accuracy"))
     figures |= {"tokens_per_s": tokens_per_s, "num_generated_examples": len(examples)}
-    answers = [{"greedy": g, "sampled": s} for g, s in zip(greedy, sampled, strict=True)]
-    return figures, answers, [dict(zip(scores, values, strict=True)) for values in zip(*scores.values(), strict=True)]
+    of_each = [dict(zip(answers, texts, strict=True)) for texts in zip(*answers.values(), strict=True)]
+    return figures, of_each, [_there(scores, values) for values in zip(*scores.values(), strict=True)]
 
 
-def greedy_rouge_l(
-    family: Family, tokenizer: Any, examples: Sequence[Tokenised], settings: Evaluation
+def greedy_figures(
+    family: Family, tokenizer: Any, examples: Sequence[Tokenised], settings: Evaluation, target: Target = "response"
 ) -> dict[str, float]:
-    """``rouge_l`` of greedy answers and ``rouge_l_stderr``, its standard error over examples, nan below two."""
+    """``rouge_l`` of greedy answers, ``accuracy`` where it is asked for, and the standard error of each over examples,
+    ``rouge_l_stderr``, nan below two."""
     texts, _ = answer(family, tokenizer, examples, settings, temperature=0, seed=0)
-    scores = rouge_l_scores(texts, [[example.response] for example in examples])
-    error = stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else math.nan
-    return {"rouge_l": fmean(scores), "rouge_l_stderr": error}
+    scores = _greedy_scores(texts, examples, settings, target)
+    figures = {name: _mean(values) for name, values in scores.items()}
+    return figures | {f"{name}_stderr": _error(values) for name, values in scores.items()}
+
+
+def _greedy_scores(
+    texts: Sequence[str], examples: Sequence[Tokenised], settings: Evaluation, target: Target
+) -> dict[str, Sequence[float | None]]:
+    references = [example.response for example in examples]
+    return {
+        "rouge_l": rouge_l_scores(texts, [[reference] for reference in references]),
+        **label_scores(texts, references, accuracy=settings.accuracy, target=target),
+    }
+
+
+def _there(names: Iterable[str], values: Sequence[float | None]) -> dict[str, float]:
+    """The scores of one row that it has."""
+    return {name: value for name, value in zip(names, values, strict=True) if value is not None}
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    there = [value for value in values if value is not None]
+    return fmean(there) if there else math.nan
+
+
+def _error(values: Sequence[float | None]) -> float:
+    """The standard error of the mean."""
+    there = [value for value in values if value is not None]
+    return stdev(there) / math.sqrt(len(there)) if len(there) > 1 else math.nan
+
+
+def _interval(right: Sequence[float | None] | None) -> dict[str, float]:
+    """The bounds of the 95% interval of a share, where there is one."""
+    if not right:
+        return {}
+    low, high = wilson_interval(right.count(1.0), len(right))
+    return {"accuracy_low": low, "accuracy_high": high}

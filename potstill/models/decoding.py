@@ -3,87 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache
 
 from potstill.errors import ModelError
-from potstill.models.families import Family, check_positions, evaluating
+from potstill.models.families import Family, evaluating
+from potstill.models.layout import is_encoder_decoder
+from potstill.models.positions import check_positions
 from potstill.models.products import head_logits, suited_products
+from potstill.models.seq2seq_decoding import Seq2SeqDecoder
+from potstill.models.slots import EAGER, Decoder, SlotLayer
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, as transformers calls them
-EAGER = "eager"  # attention that adds its mask to the scores; all other reads where it is true
 Mask = Shaped[Tensor, "active 1 1 width"]
-
-
-class Decoder(Protocol):
-    """One model at work on several sequences. Sequences are known by their place, 0 to the number of them - 1."""
-
-    def admit(self, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "new vocab"]:
-        """Take in sequences behind those that are there, and return the logits of their first tokens."""
-
-    def step(self, tokens: Int[Tensor, " active"]) -> Float[Tensor, "active vocab"]:
-        """Append a token to every sequence, and return the logits of the next."""
-
-    def leave(self, place: int) -> None:
-        """Let a sequence go; the last one takes its place."""
-
-
-class SlotLayer(CacheLayerMixin):
-    """Keys and values of one layer, ``[slot, heads, token, dim]``: each sequence's own from column 0 on.
-
-    ``begin`` says which slots the coming forward writes, and where.
-    """
-
-    def __init__(self, slots: int, capacity: int):
-        super().__init__()
-        self._slots, self._capacity = slots, capacity
-        self._first, self._width = 0, 0
-        self._at: tuple[Tensor, Tensor] | None = None
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        heads = key_states.shape[1]
-        self.keys = key_states.new_zeros(self._slots, heads, self._capacity, key_states.shape[-1])
-        self.values = value_states.new_zeros(self._slots, heads, self._capacity, value_states.shape[-1])
-        self.is_initialized = True
-
-    def begin(self, first: int, width: int, at: tuple[Tensor, Tensor] | None) -> None:
-        """A token goes to each slot and column of ``at``; prompts, where it is None, into slots from ``first`` on."""
-        self._first, self._width, self._at = first, width, at
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None
-        assert self.values is not None
-        count, _, length, _ = key_states.shape
-        if self._at is None:
-            rows = slice(self._first, self._first + count)
-            self.keys[rows, :, :length], self.values[rows, :, :length] = key_states, value_states
-            return key_states, value_states
-        slots, columns = self._at
-        self.keys[slots, :, columns] = key_states[:, :, 0]
-        self.values[slots, :, columns] = value_states[:, :, 0]
-        return self.keys[:count, :, : self._width], self.values[:count, :, : self._width]
-
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copy a sequence to another slot."""
-        assert self.keys is not None
-        assert self.values is not None
-        for states in (self.keys, self.values):
-            states[target, :, :length] = states[source, :, :length]
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return query_length, 0
-
-    def get_seq_length(self) -> int:
-        return 0  # of a prompt, which is all that asks: single tokens bring their mask and positions
-
-    def get_max_length(self) -> int:
-        return self._capacity
 
 
 class CausalDecoder:
@@ -98,7 +34,7 @@ class CausalDecoder:
 
     def __init__(self, family: Family, slots: int, capacity: int):
         self._config = family.model.config.get_text_config()
-        check_decodable(self._config, capacity)
+        check_decodable(self._config, capacity, 0)
         self._family = family
         self._layers = [SlotLayer(slots, capacity) for _ in range(self._config.num_hidden_layers)]
         self._cache = Cache(layers=list(self._layers))
@@ -145,7 +81,23 @@ class CausalDecoder:
             ).last_hidden_state
 
 
-def check_decodable(config: Any, capacity: int) -> None:
+def decoder_of(family: Family, slots: int, longest_prompt: int, max_new_tokens: int) -> Decoder:
+    """A model at work on as many sequences as there are slots.
+
+    Args:
+        family: the model; put it into evaluation mode first.
+        slots: sequences at a time.
+        longest_prompt, max_new_tokens: tokens that a prompt and its response may have.
+    Raises: ModelError as ``check_decodable``.
+    """
+    config = family.model.config.get_text_config()
+    check_decodable(config, longest_prompt, max_new_tokens)
+    if is_encoder_decoder(config):
+        return Seq2SeqDecoder(family, slots, longest_prompt, max_new_tokens)
+    return CausalDecoder(family, slots, longest_prompt + max_new_tokens)
+
+
+def check_decodable(config: Any, longest_prompt: int, max_new_tokens: int) -> None:
     """Refuse a model that is built otherwise, and more tokens than one has positions for.
 
     Raises: ModelError.
@@ -156,7 +108,7 @@ def check_decodable(config: Any, capacity: int) -> None:
             f"some of its layers are {', '.join(sorted(others))}; the sampler knows {FULL} and {SLIDING}",
             "use another model, or engine: vllm where a rollout samples from the student",
         )
-    check_positions(config, capacity, "a prompt with its response")
+    check_positions(config, longest_prompt, max_new_tokens, "a prompt with its response")
 
 
 @torch.no_grad()
@@ -164,16 +116,22 @@ def check_decoding(family: Family) -> None:
     """Refuse a model that says something else token by token than over a whole sequence, for whatever reason: rows that
     see each other's padding, masks read otherwise, layers that share their keys.
 
-    Raises: ModelError, naming the largest difference; as CausalDecoder.
+    Raises: ModelError, naming the largest difference; as ``decoder_of``.
     """
-    rows = [[(7 * row + at) % family.vocab_size for at in range(length)] for row, length in enumerate((3, 6))]
     device = family.model.device
+    rows = [
+        [torch.tensor([[(7 * row + at) % family.vocab_size for at in range(length)]], device=device) for length in pair]
+        for row, pair in enumerate([(2, 4), (7, 2)])
+    ]
+    (first, written), (second, later) = rows
     with evaluating(family):
-        decoder = CausalDecoder(family, len(rows), max(map(len, rows)))
-        decoder.admit([row[:-1] for row in rows])
-        ours = decoder.step(torch.tensor([row[-1] for row in rows], device=device)).float()
-        whole = [family.model(input_ids=torch.tensor([row], device=device), use_cache=False).logits for row in rows]
-    own = torch.stack([logits[0, -1, : family.vocab_size] for logits in whole]).float()
+        decoder = decoder_of(family, len(rows), 7, 4)
+        decoder.admit(first.tolist())  # and the second when two tokens are written: rows of different ages
+        for at in range(2):
+            decoder.step(written[:, at])
+        decoder.admit(second.tolist())
+        ours = decoder.step(torch.cat([written[:, 2], later[:, 0]])).float()
+        own = torch.cat([family.own_logits(*row)[:, -1] for row in rows]).float()
     difference = (ours - own).abs().max().item()
     # The same share as of a projection would refuse bfloat16, whose errors add up over layers in two ways here.
     if not difference <= 3e-2 * own.abs().max().item() + 1e-3:

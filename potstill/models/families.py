@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from potstill.errors import ModelError
+from potstill.models.layout import is_encoder_decoder
 from potstill.types import Batch, Head, StudentOutput
 
 
@@ -37,14 +38,25 @@ class Family(nn.Module, ABC):
                 f"the output embedding is a {type(embedding).__name__}, not a matrix",
                 "load the model without quantisation or adapters on its output embedding",
             )
-        return Head(embedding.weight, embedding.bias, _transform(self.model.config), self.vocab_size)
+        bias = _bias(self.model, embedding)
+        return Head(embedding.weight, bias, _transform(self.model.config), self.vocab_size)
 
     def output(self, batch: Batch) -> StudentOutput:
         return StudentOutput(self(batch), self.head)
 
     @abstractmethod
-    def generation_inputs(self, batch: Batch) -> dict[str, Tensor]:
-        """What ``generate`` takes to answer the prompts."""
+    def generation_inputs(self, batch: Batch) -> dict[str, Any]:
+        """What transformers' ``generate`` takes to answer the prompts."""
+
+    @abstractmethod
+    def written(self, sequences: Int[Tensor, "batch tokens"], batch: Batch) -> Int[Tensor, "batch response"]:
+        """The responses in what ``generate`` gave back for the prompts of ``batch``."""
+
+    @abstractmethod
+    def own_logits(
+        self, prompts: Int[Tensor, "batch prompt"], responses: Int[Tensor, "batch response"]
+    ) -> Float[Tensor, "batch response vocab"]:
+        """What the model's own forward says of each response token, of rows without padding: what we are held to."""
 
 
 class Causal(Family):
@@ -62,8 +74,65 @@ class Causal(Family):
         at = (prompt_lengths[:, None] - 1 + offsets).clamp_max(ids.shape[1] - 1)
         return states.gather(1, at[..., None].expand(-1, -1, states.shape[-1]))
 
-    def generation_inputs(self, batch: Batch) -> dict[str, Tensor]:
+    def generation_inputs(self, batch: Batch) -> dict[str, Any]:
         return {"input_ids": batch.prompt_ids, "attention_mask": batch.prompt_mask.long()}
+
+    def written(self, sequences: Int[Tensor, "batch tokens"], batch: Batch) -> Int[Tensor, "batch response"]:
+        return sequences[:, batch.prompt_ids.shape[1] :]
+
+    def own_logits(
+        self, prompts: Int[Tensor, "batch prompt"], responses: Int[Tensor, "batch response"]
+    ) -> Float[Tensor, "batch response vocab"]:
+        logits = self.model(input_ids=torch.cat([prompts, responses], 1), use_cache=False).logits
+        return logits[:, prompts.shape[1] - 1 : -1, : self.vocab_size]
+
+
+class Seq2Seq(Family):
+    """An encoder-decoder model: the prompt is the source, the response the target, and the two are never joined.
+
+    The decoder reads its start token and then the response, so its state at each position predicts the response token
+    of that position.
+    """
+
+    def forward(self, batch: Batch) -> Float[Tensor, "batch response hidden"]:
+        """As every family's.
+
+        Prompts are moved to the left, so that a model's positions count from 0; the padding behind them is masked for
+        encoder and decoder. That of the responses is on the right, where a decoder cannot look.
+        """
+        source, mask = source_of(batch)
+        states = self.model.get_encoder()(input_ids=source, attention_mask=mask).last_hidden_state
+        return self.model.get_decoder()(
+            input_ids=self._shifted(batch.response_ids),
+            encoder_hidden_states=states,
+            encoder_attention_mask=mask,
+            use_cache=False,
+        ).last_hidden_state
+
+    def generation_inputs(self, batch: Batch) -> dict[str, Any]:
+        from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+
+        source, mask = source_of(batch)
+        return {
+            "input_ids": source,
+            "attention_mask": mask.long(),
+            "decoder_start_token_id": start_token_of(self.model),
+            # Its own would have as many layers as a T5's encoder, and the decoder may have more.
+            "past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache()),
+        }
+
+    def written(self, sequences: Int[Tensor, "batch tokens"], batch: Batch) -> Int[Tensor, "batch response"]:
+        return sequences[:, 1:]  # the start token is no token of the response
+
+    def own_logits(
+        self, prompts: Int[Tensor, "batch prompt"], responses: Int[Tensor, "batch response"]
+    ) -> Float[Tensor, "batch response vocab"]:
+        said = self.model(input_ids=prompts, decoder_input_ids=self._shifted(responses), use_cache=False)
+        return said.logits[..., : self.vocab_size]
+
+    def _shifted(self, responses: Int[Tensor, "batch response"]) -> Int[Tensor, "batch response"]:
+        start = responses.new_full((len(responses), 1), start_token_of(self.model))
+        return torch.cat([start, responses[:, :-1]], 1)
 
 
 def family_of(model: Any, vocab_size: int | None = None) -> Family:
@@ -72,23 +141,56 @@ def family_of(model: Any, vocab_size: int | None = None) -> Family:
     Args:
         vocab_size: logits that are looked at, where the output embedding has rows beyond the tokenizer's.
     """
-    return Causal(model, vocab_size)
+    return (Seq2Seq if is_encoder_decoder(model.config) else Causal)(model, vocab_size)
 
 
 def left_aligned(batch: Batch) -> tuple[Int[Tensor, "batch tokens"], Int[Tensor, " batch"]]:
     """Prompt and response of each row without padding between or before them, and the prompts' lengths."""
     ids = torch.cat([batch.prompt_ids, batch.response_ids], 1)
-    mask = torch.cat([batch.prompt_mask, batch.response_mask], 1)
+    longest = int((batch.prompt_mask.sum(1) + batch.response_mask.sum(1)).max())
+    return _from_prompt(batch, ids, longest), batch.prompt_mask.sum(1)
+
+
+def source_of(batch: Batch) -> tuple[Int[Tensor, "batch source"], Bool[Tensor, "batch source"]]:
+    """The prompts with their padding on the right, and which of their tokens are real."""
+    lengths = batch.prompt_mask.sum(1)
+    longest = int(lengths.max())
+    mask = torch.arange(longest, device=lengths.device) < lengths[:, None]
+    return _from_prompt(batch, batch.prompt_ids, longest), mask
+
+
+def _from_prompt(batch: Batch, ids: Int[Tensor, "batch tokens"], longest: int) -> Int[Tensor, "batch longest"]:
+    """``longest`` ids of each row from where its prompt begins."""
     start = batch.prompt_ids.shape[1] - batch.prompt_mask.sum(1)
-    longest = int(mask.sum(1).max())
     at = (start[:, None] + torch.arange(longest, device=ids.device)).clamp_max(ids.shape[1] - 1)
-    return ids.gather(1, at), batch.prompt_mask.sum(1)
+    return ids.gather(1, at)
+
+
+def start_token_of(model: Any) -> int:
+    """The token a decoder begins with. Raises: ModelError for a model that does not say which."""
+    for config in (model.config, model.generation_config):
+        if (token := getattr(config, "decoder_start_token_id", None)) is not None:
+            return int(token)
+    raise ModelError(
+        "the model does not say what its decoder starts with",
+        "set decoder_start_token_id in its config.json: the pad token's id for T5, the end token's for BART",
+    )
+
+
+def _bias(model: Any, embedding: nn.Linear) -> Float[Tensor, " rows"] | None:
+    """What is added to each logit; BART and its kin keep it beside their output embedding."""
+    beside = getattr(model, "final_logits_bias", None)
+    if beside is None:
+        return embedding.bias
+    return beside[0] if embedding.bias is None else beside[0] + embedding.bias
 
 
 def _transform(config: Any) -> Callable[[Tensor], Tensor] | None:
     """What the family's own forward does to the logits after the matrix; None where nothing."""
     softcap = getattr(config, "final_logit_softcapping", None)
     scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+    if getattr(config, "scale_decoder_outputs", False):  # T5's first version, whose head is its embedding
+        scale *= config.d_model**-0.5
     if softcap is None and scale == 1:
         return None
 
@@ -99,28 +201,6 @@ def _transform(config: Any) -> Callable[[Tensor], Tensor] | None:
     return transform
 
 
-def positions_of(config: Any) -> int | None:
-    """How many tokens a model sees, by the config of its text; None where it sets no limit."""
-    found = getattr(config, "max_position_embeddings", None)
-    return int(found) if found and found > 0 else None
-
-
-def check_positions(config: Any, num_tokens: int, of: str) -> None:
-    """Refuse text that is longer than a model sees, be its positions embedded or merely never learned.
-
-    Args:
-        config: of the model's text.
-        num_tokens: how long the text is. of: what it is, for the message.
-    Raises: ModelError.
-    """
-    limit = positions_of(config)
-    if limit is not None and limit < num_tokens:
-        raise ModelError(
-            f"the model has {limit} positions, and {of} has {num_tokens} tokens",
-            "lower data.max_prompt_tokens or data.max_response_tokens, or max_new_tokens of what writes",
-        )
-
-
 @torch.no_grad()
 def check_projection(family: Family, name: str) -> None:
     """Refuse a model whose logits we would compute differently from its own forward.
@@ -129,7 +209,7 @@ def check_projection(family: Family, name: str) -> None:
     """
     device = next(family.model.parameters()).device
     ids = torch.arange(1, 9, device=device)[None] % family.vocab_size
-    own = family.model(input_ids=ids, use_cache=False).logits[0, 3:-1, : family.vocab_size].float()
+    own = family.own_logits(ids[:, :4], ids[:, 4:])[0].float()
     mask: Bool[Tensor, "one tokens"] = torch.ones_like(ids, dtype=torch.bool)
     batch = Batch(ids[:, :4], mask[:, :4], ids[:, 4:], mask[:, 4:], ("probe",))
     ours = family.head(family(batch))[0].float()

@@ -10,13 +10,15 @@ import torch
 
 from potstill.errors import ModelError, PotstillError
 from potstill.models import embedded
+from potstill.models.layout import auto_class, is_encoder_decoder
+from potstill.types import PAIR_MARK
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A causal model with its tokenizer.
+    """A model with its tokenizer.
 
     ``stored_dtype`` is the type its weights have on disk, ``size_on_disk`` their bytes there.
     """
@@ -36,7 +38,7 @@ def load(
     revision: str | None = None,
     allow_remote_code: bool = False,
 ) -> Loaded:
-    """Load a causal language model, ready to run and in evaluation mode.
+    """Load a causal or an encoder-decoder language model, ready to run and in evaluation mode.
 
     Args:
         name: an embedded name, a folder, a .gguf file or a hub id.
@@ -46,19 +48,46 @@ def load(
         allow_remote_code: run Python that comes with the model. Never set from a recipe.
     Raises: ModelError with the way out, for anything that is not such a model.
     """
-    from transformers import AutoModelForCausalLM
-
-    stored = config_of(name, revision=revision, allow_remote_code=allow_remote_code).dtype
+    config = config_of(name, revision=revision, allow_remote_code=allow_remote_code)
     where, options = _where(name, revision, allow_remote_code)
+    _check_weights(Path(where))
     model = _attempt(
-        name, lambda: AutoModelForCausalLM.from_pretrained(where, dtype=dtype, use_safetensors=True, **options)
+        name, lambda: auto_class(config).from_pretrained(where, dtype=dtype, use_safetensors=True, **options)
     )
     tokenizer = load_tokenizer(name, revision=revision, allow_remote_code=allow_remote_code)
-    return Loaded(name, model.to(device).eval(), tokenizer, stored or torch.float32, weights_size(Path(where), model))
+    size, stored = weights_size(Path(where), model), config.dtype or torch.float32
+    return Loaded(name, model.to(device).eval(), tokenizer, stored, size)
+
+
+def drawn(
+    name: str,
+    seed: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    revision: str | None = None,
+    allow_remote_code: bool = False,
+) -> Loaded:
+    """A model of the architecture and with the tokenizer of another, whose weights are drawn: in float32, so that a
+    seed gives the same ones in any precision.
+
+    Args:
+        name: whose config and tokenizer; it need not have weights. seed: of the draws; the process's own random state
+            is left as it was. The others: as for ``load``.
+    Raises: ModelError.
+    """
+    config = config_of(name, revision=revision, allow_remote_code=allow_remote_code)
+    tokenizer = load_tokenizer(name, revision=revision, allow_remote_code=allow_remote_code)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _attempt(name, lambda: auto_class(config).from_config(config))
+    stored = config.dtype or torch.float32
+    size = sum(p.numel() for p in model.parameters()) * stored.itemsize
+    return Loaded(name, model.to(device=device, dtype=dtype).eval(), tokenizer, stored, size)
 
 
 def load_tokenizer(name: str, *, revision: str | None = None, allow_remote_code: bool = False) -> Any:
-    """The tokenizer that belongs to a model.
+    """The tokenizer that belongs to a model; that of an encoder-decoder model is marked as one of pairs.
 
     Raises: ModelError, also for one without an end-of-sequence token.
     """
@@ -70,6 +99,8 @@ def load_tokenizer(name: str, *, revision: str | None = None, allow_remote_code:
         raise ModelError(
             f"{name}: its tokenizer has no end-of-sequence token", "set eos_token in tokenizer_config.json"
         )
+    config = config_of(name, revision=revision, allow_remote_code=allow_remote_code)
+    setattr(tokenizer, PAIR_MARK, is_encoder_decoder(config))
     return tokenizer
 
 
@@ -122,12 +153,17 @@ def _checked_folder(path: Path) -> Path:
         raise ModelError(
             f"{path}: no config.json in it, so it is not a model folder", "point at the folder that has it"
         )
-    if not any(path.glob("*.safetensors")):
+    return path
+
+
+def _check_weights(path: Path) -> None:
+    """Refuse a folder without weights that are read."""
+    if path.is_dir() and not any(path.glob("*.safetensors")):
         raise ModelError(
             f"{path}: no .safetensors weights in it; other formats can run code when loaded and are not read",
-            "convert it once with save_pretrained(..., safe_serialization=True) in a place you trust",
+            "convert it once with save_pretrained(..., safe_serialization=True) in a place you trust; "
+            "student.kind=fresh takes its architecture alone",
         )
-    return path
 
 
 def _attempt(name: str, load: Any) -> Any:
@@ -152,7 +188,8 @@ def _attempt(name: str, load: Any) -> Any:
                 f"name a folder or an embedded model ({', '.join(embedded.NAMES)}), or check HF_HUB_OFFLINE",
             ) from error
         raise ModelError(
-            f"{name}: cannot be loaded: {first}", "check that the folder is complete and the model is causal"
+            f"{name}: cannot be loaded: {first}",
+            "check that the folder is complete and the model is causal or encoder-decoder",
         ) from error
 
 

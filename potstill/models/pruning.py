@@ -3,55 +3,96 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from potstill.errors import ModelError
-from potstill.models.families import left_aligned
+from potstill.models.families import family_of, source_of
+from potstill.models.layout import DECODER, ENCODER, Stack, auto_class, is_encoder_decoder, layers_of, stacks_of
 from potstill.types import Batch
 
-# Where each architecture keeps its layers, under its base model. A new one joins by a line here.
-LAYER_LISTS = ("layers", "decoder.layers", "h")
+__all__ = ["Kept", "block_influence", "choose_layers", "cut_layers", "evenly_spaced", "freeze_embeddings", "layers_of"]
+
 # Config keys that list one value for each layer.
 PER_LAYER_KEYS = ("layer_types", "attention_layers", "mlp_layer_types")
+SETTINGS = {DECODER: "keep_layers", ENCODER: "keep_encoder_layers"}  # of a recipe's student
 
 
-def layers_of(model: Any) -> nn.ModuleList:
-    """The decoder layers of a model, in order.
+@dataclass(frozen=True)
+class Kept:
+    """Which layers of a stack stay, in order, of how many; ``influence`` of every layer, where that decided."""
 
-    Raises: ModelError for a layout that is not known yet.
-    """
-    return model.base_model.get_submodule(_layers_path(model))
+    layers: tuple[int, ...]
+    of_layers: int
+    influence: Float[Tensor, " layers"] | None = None
 
 
 def choose_layers(
-    model: Any, keep: int | Sequence[int], choose_by: str, batches: Sequence[Batch]
-) -> tuple[tuple[int, ...], Float[Tensor, " layers"] | None]:
-    """Which layers stay, in order, and the Block Influence of every layer where that decided.
+    model: Any,
+    keep: int | Sequence[int],
+    choose_by: str,
+    batches: Sequence[Batch],
+    keep_encoder: int | Sequence[int] | None = None,
+) -> dict[str, Kept]:
+    """Which layers stay, by the stack they are of.
 
     Args:
         model: what is cut.
-        keep: how many layers, or which.
+        keep: how many of the decoder's layers, which are all there are of a causal model, or which.
         choose_by: "block_influence" keeps those that change their input most, "even" spaces them evenly.
         batches: text to measure the influence on; about a thousand tokens are enough.
+        keep_encoder: likewise of the encoder; where None, as many as ``keep`` says (or all, where it has fewer), and
+            all where ``keep`` says which.
     Raises: ModelError where the model has no such layers.
     """
-    total = len(layers_of(model))
+    totals = {name: len(stack.layers) for name, stack in stacks_of(model).items()}
+    wanted = wanted_layers(totals, keep, keep_encoder)
+    for name, some in wanted.items():
+        _check_wanted(some, totals[name], SETTINGS[name])
+    measured = choose_by == "block_influence" and any(_is_to_choose(wanted[name], totals[name]) for name in totals)
+    influence = block_influence(model, batches) if measured else {}
+    return {name: _kept(wanted[name], totals[name], influence.get(name)) for name in totals}
+
+
+def wanted_layers(
+    totals: Mapping[str, int], keep: int | Sequence[int], keep_encoder: int | Sequence[int] | None
+) -> dict[str, int | Sequence[int]]:
+    """How many layers of each stack, or which. Raises: ModelError where ``keep_encoder`` is given and no encoder is."""
+    if ENCODER not in totals:
+        if keep_encoder is not None:
+            cause = f"keep_encoder_layers is {keep_encoder}, and the model has no encoder"
+            raise ModelError(cause, "leave student.keep_encoder_layers out: keep_layers is of all its layers")
+        return {DECODER: keep}
+    total = totals[ENCODER]
+    as_decoder = min(keep, total) if isinstance(keep, int) else total
+    return {ENCODER: as_decoder if keep_encoder is None else keep_encoder, DECODER: keep}
+
+
+def _check_wanted(keep: int | Sequence[int], total: int, setting: str) -> None:
     if not isinstance(keep, int):
-        _check_indices(keep, total)
-        return tuple(sorted(keep)), None
-    if keep > total:
+        _check_indices(keep, total, setting)
+    elif keep > total:
         raise ModelError(
-            f"keep_layers is {keep} but the model has {total} layers", f"set student.keep_layers to at most {total}"
+            f"{setting} is {keep} but the model has {total} layers", f"set student.{setting} to at most {total}"
         )
-    if choose_by == "even" or keep == total:
-        return evenly_spaced(keep, total), None
-    influence = block_influence(model, batches)
-    return tuple(sorted(influence.topk(keep).indices.tolist())), influence
+
+
+def _is_to_choose(keep: int | Sequence[int], total: int) -> bool:
+    return isinstance(keep, int) and keep < total
+
+
+def _kept(keep: int | Sequence[int], total: int, influence: Float[Tensor, " layers"] | None) -> Kept:
+    if not isinstance(keep, int):
+        return Kept(tuple(sorted(keep)), total)
+    if keep == total or influence is None:
+        return Kept(evenly_spaced(keep, total), total)
+    return Kept(tuple(sorted(influence.topk(keep).indices.tolist())), total, influence)
 
 
 def evenly_spaced(keep: int, total: int) -> tuple[int, ...]:
@@ -62,102 +103,123 @@ def evenly_spaced(keep: int, total: int) -> tuple[int, ...]:
 
 
 @torch.no_grad()
-def block_influence(model: Any, batches: Sequence[Batch]) -> Float[Tensor, " layers"]:
-    """1 - cosine between what enters and what leaves each layer, mean over real tokens.
+def block_influence(model: Any, batches: Sequence[Batch]) -> dict[str, Float[Tensor, " layers"]]:
+    """1 - cosine between what enters and what leaves each layer of each stack, mean over the real tokens it reads.
 
     Source: Men et al. 2024, ShortGPT, arXiv:2403.03853, equation 1.
     """
-    layers = layers_of(model)
-    sums = torch.zeros(len(layers), dtype=torch.float64)
-    count = 0
+    family, stacks = family_of(model), stacks_of(model)
+    sums = {name: torch.zeros(len(stack.layers), dtype=torch.float64) for name, stack in stacks.items()}
+    counts = dict.fromkeys(stacks, 0)
     for batch in batches:
-        ids, _ = left_aligned(batch)
-        real = (
-            torch.arange(ids.shape[1], device=ids.device)
-            < (batch.prompt_mask.sum(1) + batch.response_mask.sum(1))[:, None]
-        )
-        count += int(real.sum())
-        for index, (before, after) in enumerate(_through_layers(model, layers, ids)):
-            similarity = torch.cosine_similarity(before[real].float(), after[real].float(), dim=-1)
-            sums[index] += (1 - similarity).double().sum().cpu()
-    return (sums / count).float()
+        real = _read(model, batch)
+        with _through_layers(stacks) as seen:
+            family(batch)
+        for name, passed in seen.items():
+            counts[name] += int(real[name].sum())
+            for index, (before, after) in enumerate(passed):
+                similarity = torch.cosine_similarity(before[real[name]].float(), after[real[name]].float(), dim=-1)
+                sums[name][index] += (1 - similarity).double().sum().cpu()
+    return {name: (total / counts[name]).float() for name, total in sums.items()}
 
 
-def _through_layers(model: Any, layers: nn.ModuleList, ids: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _read(model: Any, batch: Batch) -> dict[str, Bool[Tensor, "batch tokens"]]:
+    """Which of the tokens that a stack reads are real. A decoder with an encoder reads the response one token late."""
+    if is_encoder_decoder(model.config):
+        return {ENCODER: source_of(batch)[1], DECODER: batch.response_mask}
+    lengths = batch.prompt_mask.sum(1) + batch.response_mask.sum(1)
+    return {DECODER: torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]}
+
+
+@contextmanager
+def _through_layers(stacks: Mapping[str, Stack]) -> Iterator[dict[str, list[tuple[Tensor, Tensor]]]]:
     """What enters and leaves each layer, taken by hooks: ``output_hidden_states`` ends after the final norm."""
-    seen: list[tuple[Tensor, Tensor]] = []
+    seen: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in stacks}
 
-    def record(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        entered = args[0] if args else kwargs["hidden_states"]
-        seen.append((entered, output[0] if isinstance(output, tuple) else output))
+    def recording(name: str) -> Any:
+        def record(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            entered = args[0] if args else kwargs["hidden_states"]
+            seen[name].append((entered, output[0] if isinstance(output, tuple) else output))
 
-    hooks = [layer.register_forward_hook(record, with_kwargs=True) for layer in layers]
+        return record
+
+    hooks = [
+        layer.register_forward_hook(recording(name), with_kwargs=True)
+        for name, stack in stacks.items()
+        for layer in stack.layers
+    ]
     try:
-        model.base_model(input_ids=ids, use_cache=False)
+        yield seen
     finally:
         for hook in hooks:
             hook.remove()
-    return iter(seen)
 
 
-def cut_layers(model: Any, keep: Sequence[int]) -> Any:
-    """A new model with only the layers ``keep``. Keeping all gives the same logits, bit for bit; ties stay."""
-    from transformers import AutoModelForCausalLM
+def cut_layers(model: Any, keep: Sequence[int], keep_encoder: Sequence[int] | None = None) -> Any:
+    """A new model with only the layers ``keep``. Keeping all gives the same logits, bit for bit; ties stay.
 
-    _check_indices(keep, len(layers_of(model)))
-    student = AutoModelForCausalLM.from_config(_cut_config(model.config, keep), dtype=model.dtype)
-    student.load_state_dict(_cut_state(model, keep))
-    student.tie_weights()
+    Args:
+        model: what is cut; it stays as it is.
+        keep: the decoder's layers, in order. keep_encoder: the encoder's; all of them where None.
+    Raises: ModelError for layers that are not there.
+    """
+    stacks = stacks_of(model)
+    kept: dict[str, Sequence[int]] = {DECODER: keep}
+    if ENCODER in stacks:
+        kept[ENCODER] = range(len(stacks[ENCODER].layers)) if keep_encoder is None else keep_encoder
+    for name, some in kept.items():
+        _check_indices(some, len(stacks[name].layers), SETTINGS[name])
+    student = auto_class(model.config).from_config(_cut_config(model.config, stacks, kept), dtype=model.dtype)
+    # Before the weights are taken over: a T5 of version 1.1 has a head of its own, which its config does not say.
+    if _is_tied(student) and not _is_tied(model):
+        head = student.get_output_embeddings()
+        head.weight = nn.Parameter(head.weight.detach().clone())
+    student.load_state_dict(_cut_state(model, stacks, kept))
     student.generation_config = copy.deepcopy(model.generation_config)
     return student.to(model.device).eval()
 
 
-def _cut_config(config: Any, keep: Sequence[int]) -> Any:
+def _is_tied(model: Any) -> bool:
+    return model.get_input_embeddings().weight is model.get_output_embeddings().weight
+
+
+def _cut_config(config: Any, stacks: Mapping[str, Stack], kept: Mapping[str, Sequence[int]]) -> Any:
     cut = copy.deepcopy(config)
-    cut.num_hidden_layers = len(keep)
+    for name, stack in stacks.items():
+        for key in stack.count_keys:
+            setattr(cut, key, len(kept[name]))
     for key in PER_LAYER_KEYS:
         values = getattr(config, key, None)
         if isinstance(values, (list, tuple)):
-            setattr(cut, key, [values[index] for index in keep])
+            setattr(cut, key, [values[index] for index in kept[DECODER]])
     return cut
 
 
-def _cut_state(model: Any, keep: Sequence[int]) -> dict[str, Tensor]:
-    """The state dict with kept layers renumbered and the others left out."""
-    prefix = f"{model.base_model_prefix}.{_layers_path(model)}."
-    new_index = {str(old): str(new) for new, old in enumerate(keep)}
-    state = {}
-    for key, value in model.state_dict().items():
-        if key.startswith(prefix):
-            index, rest = key[len(prefix) :].split(".", 1)
-            if index not in new_index:
-                continue
-            key = f"{prefix}{new_index[index]}.{rest}"
-        state[key] = value
+def _cut_state(model: Any, stacks: Mapping[str, Stack], kept: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """The state dict with kept layers renumbered and the others left out.
+
+    What only the first layer of a stack has, because all its layers share it, as T5's relative attention bias, is
+    handed on to the layer that is the first now.
+    """
+    state = dict(model.state_dict())
+    for name, stack in stacks.items():
+        of_layers = [layer.state_dict() for layer in stack.layers]
+        state = {key: value for key, value in state.items() if not key.startswith(f"{stack.path}.")}
+        for new, old in enumerate(kept[name]):
+            inherited = of_layers[0] if new == 0 else {}
+            for rest, value in (inherited | of_layers[old]).items():
+                state[f"{stack.path}.{new}.{rest}"] = value
     return state
 
 
-def _layers_path(model: Any) -> str:
-    for path in LAYER_LISTS:
-        try:
-            if isinstance(model.base_model.get_submodule(path), nn.ModuleList):
-                return path
-        except AttributeError:
-            continue
-    raise ModelError(
-        f"{type(model).__name__}: where it keeps its layers is not known, so it cannot be cut",
-        "name a ready student with student=MODEL, or add its layout to LAYER_LISTS in potstill/models/pruning.py",
-    )
-
-
-def _check_indices(keep: Sequence[int], total: int) -> None:
+def _check_indices(keep: Sequence[int], total: int, setting: str) -> None:
     wrong = [index for index in keep if index >= total]
     if wrong or len(set(keep)) != len(keep):
         problem = f"layer {wrong[0]} is not there: the model has {total}" if wrong else "a layer stands in it twice"
-        raise ModelError(f"keep_layers: {problem}", f"list different layers from 0 to {total - 1}")
+        raise ModelError(f"{setting}: {problem}", f"list different layers from 0 to {total - 1}")
 
 
 def freeze_embeddings(model: Any) -> None:
-    """Keep the input embedding and the output head as they are while the rest is trained."""
+    """Keep the input embedding, which encoder and decoder share, and the output head as they are in training."""
     for module in (model.get_input_embeddings(), model.get_output_embeddings()):
         module.requires_grad_(False)

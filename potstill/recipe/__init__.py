@@ -9,6 +9,16 @@ A class default is the vetted setting; where it comes from stands beside it. Pai
 here, before anything is loaded. Reading recipes from files and overrides is ``recipe_io``'s job.
 """
 
+from potstill.recipe.models import (
+    PREVIOUS,
+    FreshStudent,
+    PretrainedStudent,
+    PreviousStudent,
+    PrunedStudent,
+    StageTeacher,
+    Student,
+    Teacher,
+)
 from potstill.recipe.objectives import (
     AdaptiveKL,
     Advantages,
@@ -64,6 +74,7 @@ from potstill.recipe.sources import (
     rollout_of,
 )
 from potstill.recipe.stages import (
+    METRICS_OF_ANSWERS,
     METRICS_TO_MAXIMISE,
     METRICS_TO_MINIMISE,
     METRICS_WITHOUT_TEACHER,
@@ -73,12 +84,8 @@ from potstill.recipe.stages import (
     Data,
     Evaluation,
     Optimizer,
-    PretrainedStudent,
-    PrunedStudent,
     Recipe,
     Stage,
-    Student,
-    Teacher,
 )
 from potstill.recipe.streams import (
     AnySignal,
@@ -91,6 +98,7 @@ from potstill.recipe.streams import (
     TokenLogprobsSignal,
     TopKSignal,
 )
+from potstill.recipe.views import Prefix, PrefixSection, Target
 from potstill.recipe.weightings import (
     AnyWeighting,
     EntropyGateWeighting,
@@ -98,6 +106,7 @@ from potstill.recipe.weightings import (
     ImportanceWeighting,
     PositionWeighting,
     Score,
+    SpanWeighting,
     StudentEntropyWeighting,
     TeacherEntropyWeighting,
     TopFractionWeighting,
@@ -106,9 +115,11 @@ from potstill.recipe.weightings import (
 )
 
 __all__ = [
+    "METRICS_OF_ANSWERS",
     "METRICS_TO_MAXIMISE",
     "METRICS_TO_MINIMISE",
     "METRICS_WITHOUT_TEACHER",
+    "PREVIOUS",
     "AdaptiveKL",
     "Advantages",
     "AlphaBeta",
@@ -139,6 +150,7 @@ __all__ = [
     "Filters",
     "ForwardKL",
     "Fraction",
+    "FreshStudent",
     "GapWeighting",
     "ImportanceWeighting",
     "Index",
@@ -157,7 +169,10 @@ __all__ = [
     "PolicyGradient",
     "PositionWeighting",
     "Positive",
+    "Prefix",
+    "PrefixSection",
     "PretrainedStudent",
+    "PreviousStudent",
     "PrunedStudent",
     "Recipe",
     "ReplaySource",
@@ -172,15 +187,18 @@ __all__ = [
     "SkewForwardKL",
     "SkewReverseKL",
     "Source",
+    "SpanWeighting",
     "SpeculativePolicy",
     "SquaredHellinger",
     "Stage",
+    "StageTeacher",
     "StepSchedule",
     "Stream",
     "Student",
     "StudentEntropyWeighting",
     "StudentPolicy",
     "TaidSchedule",
+    "Target",
     "Teacher",
     "TeacherEntropyWeighting",
     "TeacherPolicy",

@@ -8,18 +8,24 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from potstill.recipe.schedules import Schedule, Scheduled, bounds
 from potstill.recipe.section import Between, Count, Fraction, Index, NonNegative, Section, named
+from potstill.recipe.views import Prefix
 
 
 class DatasetSource(Section):
     """Prompts and responses from the stage's data in a seeded order, or plain text of its own.
 
-    ``path`` of plain text: a .txt file with a document on each line; a .jsonl, .csv or .parquet file, or a folder of
+    ``view``: the responses are what ``data.target`` says; rationale: the row's rationale, without those that have none;
+    input: the row's own words once more, for a control; plain_text: text of its own, without prompts. ``path`` of plain
+    text: a .txt file with a document on each line; a .jsonl, .csv or .parquet file, or a folder of
     such files; a folder of blocks, made by ``potstill data prepare`` or by MiniLLM; or ``datasets:NAME[:SPLIT]``, which
     the ``datasets`` library streams.
     """
 
     name: Literal["dataset"] = "dataset"
-    view: Literal["response", "plain_text"] = "response"
+    view: Literal["response", "rationale", "input", "plain_text"] = "response"
+    prefix: Prefix | None = None  # of the prompts; that of the data where unset
+    shuffled: bool = False  # rationales of other rows: a control
+    order: Index = 0  # another number, another order of the rows
     path: str | None = None
     field: str = "text"  # of the text in a row
     block_tokens: Annotated[int, Field(strict=True, ge=2)] = 512  # of plain text; MiniLLM's length in all
@@ -37,12 +43,19 @@ class DatasetSource(Section):
         return self
 
     @model_validator(mode="after")
+    def _shuffles_rationales(self) -> Self:
+        if self.shuffled and self.view != "rationale":
+            raise ValueError(f"shuffled gives rows the rationales of others, and view is {self.view}. Leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _fits_path(self) -> Self:
         of_library = (self.path or "").startswith("datasets:")
         wrong = {
             "plain text": () if self.path else ("field", "block_tokens", "streamed"),
             "what is streamed": () if self.streamed or of_library else ("buffer_rows",),
             "path datasets:NAME": () if of_library else ("subset", "revision"),
+            "rows": ("prefix", "shuffled", "order") if self.path else (),
         }
         for what, names in wrong.items():
             for name in names:

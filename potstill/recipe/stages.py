@@ -2,88 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from potstill.recipe.data import Data
+from potstill.recipe.models import (
+    PREVIOUS,
+    AnyTeacher,
+    PreviousStudent,
+    PrunedStudent,
+    StageTeacher,
+    Student,
+    student_of,
+    teacher_of,
+)
 from potstill.recipe.section import Count, Fraction, Index, NonNegative, Positive, Section
-from potstill.recipe.sources import ReplaySource, rollout_of
+from potstill.recipe.sources import ReplaySource, listed, rollout_of
 from potstill.recipe.streams import Stream
 
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
 
 
-class Data(Section):
-    """Rows of prompts and responses, and how they become tokens."""
-
-    shorthand: ClassVar[str | None] = "path"
-    path: str = "starter"  # a .jsonl, .csv or .parquet file, a named split as "cqa:train", a folder of prepared rows or
-    # of MiniLLM's .bin/.idx, or "starter": potstill's own
-    heldout: str | None = None  # likewise, of its own; where unset, heldout_fraction of the rows is set aside
-    format: Literal["prompt_response", "dolly", "chat"] = "prompt_response"
-    fields: dict[Literal["prompt", "response", "id"], str] = Field(default_factory=dict)  # our name: the file's name
-    template: Literal["auto", "chat", "none"] = "auto"  # auto: the tokenizer's chat template where it has one
-    heldout_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05  # for choosing the best checkpoint
-    max_heldout: Count = 500  # MiniLLM's Dolly test split has 500
-    max_validation: Count = 64
-    max_prompt_tokens: Count = 256  # MiniLLM
-    max_response_tokens: Count = 256  # MiniLLM: 512 in all
-    long_prompts: Literal["skip", "shorten"] = "skip"  # over max_prompt_tokens; skip: MiniLLM. shorten: input's middle
-    max_bad_rows: Fraction = 0.01  # above this share of quarantined rows the run stops
-
-
-class Teacher(Section):
-    """A causal language model that is never trained."""
-
-    shorthand: ClassVar[str | None] = "model"
-    model: str = "smollm2-135m-instruct"  # an embedded name, a folder, a .gguf file or a hub id
-    revision: str | None = None
-
-
-class PrunedStudent(Section):
-    """Some of a larger model's layers, embedding and head included."""
-
-    kind: Literal["pruned"] = "pruned"
-    model: str | None = None  # what is cut; the stage's teacher where unset
-    keep_layers: Count | Annotated[tuple[Index, ...], Field(min_length=1)] = 10
-    choose_by: Literal["block_influence", "even"] = "block_influence"  # Men et al. 2024, ShortGPT
-    freeze_embeddings: bool = True  # they are the teacher's own already, and 45% of a small student
-
-
-class PretrainedStudent(Section):
-    """A model as it is."""
-
-    shorthand: ClassVar[str | None] = "model"
-    kind: Literal["pretrained"] = "pretrained"
-    model: str
-    revision: str | None = None
-    freeze_embeddings: bool = False
-
-
-Student = Annotated[PrunedStudent | PretrainedStudent, Field(discriminator="kind")]
-
-
-def student_of(value: Any) -> Any:
-    """``student: gpt2`` is short for ``{kind: pretrained, model: gpt2}``; the kind may be left out of a pruned one."""
-    if isinstance(value, str):
-        return {"kind": "pretrained", "model": value}
-    if isinstance(value, dict) and "kind" not in value:
-        return {"kind": "pruned", **value}
-    if isinstance(value, dict) and value.get("kind") == "pretrained" and "keep_layers" in value:
-        model = value.get("model", "MODEL")
-        raise ValueError(
-            "is a model as it is, and keep_layers is of one that is cut. "
-            f"Set student.model={model} beside student.keep_layers, and not student={model}"
-        )
-    return value
-
-
 class Optimizer(Section):
-    """AdamW on everything that is not frozen; no weight decay on vectors (biases and norms)."""
+    """AdamW or Adafactor on everything that is not frozen; no weight decay on vectors (biases and norms).
+
+    Adafactor keeps a row and a column of second moments for each matrix and no first ones; its learning rate is the one
+    given, of no parameter's own size (relative_step and scale_parameter off, as in Klinge's MiniLLM_Seq2Seq).
+    """
 
     shorthand: ClassVar[str | None] = "name"
-    name: Literal["adamw"] = "adamw"
+    name: Literal["adamw", "adafactor"] = "adamw"
     learning_rate: Positive = 1e-4
     weight_decay: NonNegative = 0.01  # MiniLLM's SFT and KD runs
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)  # MiniLLM
@@ -91,6 +40,13 @@ class Optimizer(Section):
     max_grad_norm: Positive = 1.0  # MiniLLM
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_fraction: Fraction = 0.05  # of the budget
+
+    @model_validator(mode="after")
+    def _has_its_own_settings(self) -> Self:
+        for name in ("betas", "epsilon") if self.name == "adafactor" else ():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is of adamw, and name is adafactor. Leave it out")
+        return self
 
 
 class Budget(Section):
@@ -120,8 +76,9 @@ class Batching(Section):
 
 
 METRICS_TO_MINIMISE = ("forward_kl_nats", "reverse_kl_nats", "perplexity")
-METRICS_TO_MAXIMISE = ("top1_agreement", "acceptance_rate", "rouge_l")
-METRICS_WITHOUT_TEACHER = ("perplexity", "rouge_l")
+METRICS_TO_MAXIMISE = ("top1_agreement", "acceptance_rate", "rouge_l", "accuracy")
+METRICS_OF_ANSWERS = ("rouge_l", "accuracy")  # for which the validation prompts are answered
+METRICS_WITHOUT_TEACHER = ("perplexity", *METRICS_OF_ANSWERS)
 
 
 class Checkpoint(Section):
@@ -131,17 +88,29 @@ class Checkpoint(Section):
     every: Count = 50  # steps
     keep_last: Count = 2
     best_by: Literal[
-        "forward_kl_nats", "reverse_kl_nats", "top1_agreement", "acceptance_rate", "perplexity", "rouge_l"
+        "forward_kl_nats", "reverse_kl_nats", "top1_agreement", "acceptance_rate", "perplexity", "rouge_l", "accuracy"
     ] = "perplexity"
 
 
 class Evaluation(Section):
-    """What is measured on held-out rows, before and after training."""
+    """What is measured on held-out rows, before and after training.
+
+    ``accuracy``: the share of greedy answers that are right, in the part of the text that ``data.target`` makes the
+    answer. exact: the same words, whatever their case; equation: arithmetic of the same value, or a text that ends in
+    it. With beams what is called greedy is the best of the beam search; sampled answers know no beams.
+    ``leave_out`` is what a grid of many runs can do without: untouched, the student before training; samples, its
+    sampled answers and the panel of figures on its own samples.
+    """
 
     max_examples: Count = 128
     generate_examples: Count = 32
     max_new_tokens: Count = 96
     sampling_temperature: Positive = 1.0  # MiniLLM samples at 1; greedy is always reported beside it
+    sampling_top_p: Annotated[float, Field(strict=True, gt=0, le=1)] = 1.0
+    num_beams: Count = 1  # 1: greedy
+    repetition_penalty: Annotated[float, Field(strict=True, ge=1, allow_inf_nan=False)] = 1.0  # 1: none; Keskar 2019
+    accuracy: Literal["none", "exact", "equation"] = "none"
+    leave_out: Annotated[tuple[Literal["untouched", "samples"], ...], BeforeValidator(listed)] = ()
     batch_size: Count = 16
 
 
@@ -149,7 +118,8 @@ class Stage(Section):
     """One student, trained once."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")] = "student"
-    teacher: Teacher | None = None
+    method: str | None = None  # a label; the recipe's where unset
+    teacher: Annotated[AnyTeacher, BeforeValidator(teacher_of)] | None = None
     student: Annotated[Student, BeforeValidator(student_of)] = PrunedStudent()
     data: Data = Data()
     streams: Annotated[tuple[Stream, ...], Field(min_length=1)]
@@ -162,6 +132,11 @@ class Stage(Section):
 
     @model_validator(mode="after")
     def _teacher_is_there(self) -> Self:
+        if self.checkpoint.best_by == "accuracy" and self.evaluation.accuracy == "none":
+            raise ValueError(
+                "checkpoint.best_by is accuracy, and evaluation.accuracy none. "
+                "Set evaluation.accuracy to exact or equation"
+            )
         names = [stream.name for stream in self.streams]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"two streams are called {twice}. Give each a name of its own")
@@ -189,7 +164,11 @@ class Stage(Section):
 
 
 class Recipe(Section):
-    """Everything a run depends on. The resolved recipe in a run folder re-runs as it is."""
+    """Everything a run depends on. The resolved recipe in a run folder re-runs as it is.
+
+    Of several stages the baseline is the last one's: it starts from the student that the last stage starts from, so
+    that the two differ in that stage alone. What came before, both have had.
+    """
 
     method: str = "custom"  # a label, where stages are given; the built-in method to start from, where they are not
     run: RunName | None = None  # the folder under runs/; <method>-<n> where unset
@@ -197,9 +176,31 @@ class Recipe(Section):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"  # auto: the faster of the first two, measured
     baseline: Literal["none", "equal_time_sft"] = "none"
-    stages: Annotated[tuple[Stage, ...], Field(min_length=1, max_length=1)]  # several: with the stage runner to come
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
 
     @property
     def stage(self) -> Stage:
-        """The only stage."""
-        return self.stages[0]
+        """The only stage, or the last one: its student is the result."""
+        return self.stages[-1]
+
+    @field_validator("stages")
+    @classmethod
+    def _stages_follow(cls, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+        names = [stage.name for stage in stages]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"two stages are called {twice}. Give each a name of its own")
+        if PREVIOUS in names:
+            raise ValueError(f"a stage is called {PREVIOUS}, which is the word for the one before. Call it otherwise")
+        for at, stage in enumerate(stages):
+            _check_models(stage, names[:at])
+        return stages
+
+
+def _check_models(stage: Stage, before: list[str]) -> None:
+    """Refuse a stage that asks for a student that will not be there."""
+    asked = stage.teacher.stage if isinstance(stage.teacher, StageTeacher) else None
+    if not before and (asked == PREVIOUS or isinstance(stage.student, PreviousStudent)):
+        raise ValueError(f"stage {stage.name} is the first, and there is no previous one. Name a model")
+    if asked not in (None, PREVIOUS, *before):
+        earlier = f"one of {', '.join(before)}" if before else "a model"
+        raise ValueError(f"stage {stage.name} has stage {asked} for a teacher, which is not before it. Name {earlier}")

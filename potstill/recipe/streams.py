@@ -18,10 +18,18 @@ class Term(Section):
 
     shorthand: ClassVar[str | None] = "objective"
     objective: Objective
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")] | None = (
+        None  # in the metrics; the objective's where unset
+    )
     coefficient: Finite | Scheduled = 1.0  # negative for the entropy alone: a bonus
     weighting: Weighting = UniformWeighting()
     # token_mean: every token of the global batch counts the same. sequence_mean: every sequence does.
     reduction: Literal["token_mean", "sequence_mean"] = "token_mean"
+
+    @property
+    def label(self) -> str:
+        """What the term is called: no other of its stream is called the same."""
+        return self.name or self.objective.name
 
     @property
     def needs_teacher(self) -> bool:
@@ -100,12 +108,21 @@ class Stream(Section):
         for term in self.terms:
             self._check_form(term)
             self._check_sampled(term)
-        names = [term.objective.name for term in self.terms]
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise ValueError(f"objective {twice} stands twice in one stream. Merge the two and add their coefficients")
+        self._check_names()
         if not any(bounds(term.coefficient) != (0, 0) for term in self.terms):
             raise ValueError("every coefficient is 0, so nothing would be learned. Give one term a coefficient above 0")
         return self
+
+    def _check_names(self) -> None:
+        """Refuse terms that could not be told apart, and two that would share one credit for sampled tokens."""
+        names = [term.label for term in self.terms]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(
+                f"two terms of one stream are called {twice}. Give one a name of its own, or merge the two and add "
+                "their coefficients"
+            )
+        if sum(isinstance(term.objective, PolicyGradient) for term in self.terms) > 1:
+            raise ValueError("a stream has one policy gradient, whose credit its tokens get. Merge the two")
 
     def _check_form(self, term: Term) -> None:
         """Refuse a term that cannot be computed from this form of teacher."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, TypeAlias
+from typing import Annotated, ClassVar, Literal, Self, TypeAlias
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
-from potstill.recipe.section import NonNegative, Section, named
+from potstill.recipe.section import Count, Index, NonNegative, Section, named
 
 Score = Literal[
     "student_entropy",
@@ -81,6 +81,25 @@ class PositionWeighting(WeightingSection):
     decay: Annotated[float, Field(strict=True, gt=0, le=1)] = 0.99
 
 
+class SpanWeighting(WeightingSection):
+    """The tokens of a response from the ``start``-th, from 0, up to and without the ``stop``-th count, and no others.
+
+    ``stop: 1`` is the first token alone, ``start: 1`` all others: a label and the rationale after it.
+    """
+
+    score: ClassVar[Score | None] = None
+    selects: ClassVar[bool] = True
+    name: Literal["span"] = "span"
+    start: Index = 0
+    stop: Count | None = None  # the response's end where unset
+
+    @model_validator(mode="after")
+    def _holds_a_token(self) -> Self:
+        if self.stop is not None and self.stop <= self.start:
+            raise ValueError(f"a span from {self.start} to {self.stop} holds no token. Set stop above start")
+        return self
+
+
 class EntropyGateWeighting(WeightingSection):
     """Tokens count where the teacher's entropy is above a threshold, and not where it is below."""
 
@@ -98,6 +117,7 @@ AnyWeighting: TypeAlias = (
     | GapWeighting
     | TopFractionWeighting
     | PositionWeighting
+    | SpanWeighting
     | EntropyGateWeighting
 )
 Weighting = Annotated[Annotated[AnyWeighting, Field(discriminator="name")], BeforeValidator(named)]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from potstill.recipe import Recipe
 from potstill.recipes.abkd import abkd
 from potstill.recipes.akl import akl
+from potstill.recipes.anli_minillm import anli_minillm
 from potstill.recipes.distillm import distillm
 from potstill.recipes.distillm2 import distillm2
 from potstill.recipes.entropy_aware import entropy_aware
@@ -20,16 +21,19 @@ from potstill.recipes.penalised_policy_gradient import penalised_policy_gradient
 from potstill.recipes.seqkd import seqkd
 from potstill.recipes.sft import sft
 from potstill.recipes.skd import skd
+from potstill.recipes.step_by_step import step_by_step
 from potstill.recipes.taid import taid
 
 METHODS: dict[str, Callable[..., Recipe]] = {
     "kd": kd,
     "sft": sft,
     "seqkd": seqkd,
+    "step_by_step": step_by_step,
     "imitkd": imitkd,
     "gkd": gkd,
     "on_policy": on_policy,
     "minillm": minillm,
+    "anli_minillm": anli_minillm,
     "distillm": distillm,
     "distillm2": distillm2,
     "taid": taid,

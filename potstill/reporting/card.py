@@ -18,11 +18,11 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 
 LOAD = """\
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {auto}, AutoTokenizer
 
 folder = "."  # where this file is
 tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder)
+model = {auto}.from_pretrained(folder)
 ```
 
 Nothing of potstill is needed to run it."""
@@ -53,7 +53,7 @@ def card(run: Run) -> str:
         "## Figures",
         _figures(run),
         "## Use",
-        LOAD,
+        LOAD.format(auto="AutoModelForSeq2SeqLM" if _is_encoder_decoder(run) else "AutoModelForCausalLM"),
         "## Limits",
         LIMITS,
         "## Make it again",
@@ -79,8 +79,13 @@ def _front_matter(run: Run) -> str:
     source = settings.student_source(run)
     base = [f"base_model: {quoted(source)}"] if source and _is_hub_id(source) else []
     tags = ["distillation", "potstill"] if settings.teacher(run) else ["potstill"]
-    lines = ["library_name: transformers", "pipeline_tag: text-generation", *base, "tags:", *(f"- {t}" for t in tags)]
+    task = "text2text-generation" if _is_encoder_decoder(run) else "text-generation"
+    lines = ["library_name: transformers", f"pipeline_tag: {task}", *base, "tags:", *(f"- {t}" for t in tags)]
     return "\n".join(["---", *lines, "---"])
+
+
+def _is_encoder_decoder(run: Run) -> bool:
+    return run.read("student").get("kind") == "encoder-decoder"
 
 
 def _is_hub_id(name: str) -> bool:
@@ -117,10 +122,12 @@ def _student(run: Run) -> str:
     if not isinstance(kept, list):
         return f"{_model(source)}, trained further"
     layers = ", ".join(str(layer) for layer in kept)
+    encoder = made.get("encoder_kept_layers")
+    beside = f", and of its encoder {code(', '.join(map(str, encoder)))}" if isinstance(encoder, list) else ""
     by = settings.value_at(settings.stage(run), "student", "choose_by") if made.get("block_influence") else None
     how = f", chosen by {code(str(by))}" if by else ""
     total = number(made.get("of_layers"))
-    return f"layers {code(layers)} of {_model(source)}" + (f" ({total:.0f} layers)" if total else "") + how
+    return f"layers {code(layers)} of {_model(source)}" + (f" ({total:.0f} layers)" if total else "") + beside + how
 
 
 def _terms(run: Run) -> str:
@@ -189,10 +196,11 @@ def _figures(run: Run) -> str:
     rows = list(tables.rows(run))
     if not rows:
         return "Not measured."
-    lines = ["| model | " + " | ".join(column.name for column in tables.COLUMNS) + " |"]
-    lines += ["|---|" + "---:|" * len(tables.COLUMNS)]
+    columns = tables.columns(run)
+    lines = ["| model | " + " | ".join(column.name for column in columns) + " |"]
+    lines += ["|---|" + "---:|" * len(columns)]
     lines += [f"| {tables.MODEL_NAMES[m]} | " + " | ".join(cell.value for cell in cells) + " |" for m, cells in rows]
-    ways = {way: ", ".join(c.name for c in tables.COLUMNS if c.better == way) for way in ("lower", "higher")}
+    ways = {way: ", ".join(c.name for c in columns if c.better == way) for way in ("lower", "higher")}
     return "\n".join(lines) + f"\n\nLower is better: {ways['lower']}. Higher is better: {ways['higher']}."
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from potstill.reporting import plots, settings, tables
+from potstill.reporting import plots, settings, stages, tables
 from potstill.reporting.comparison.notes import how_often_seen
 from potstill.reporting.facts import Block, blocks
 from potstill.reporting.panel import panel
@@ -32,12 +32,27 @@ def write_report(run: Run) -> Path:
 
 
 def render(run: Run) -> str:
-    """The report as HTML."""
+    """The report as HTML; of a run of several stages, a page that leads to theirs."""
+    return _of_stages(run) if run.stages else _of_one(run)
+
+
+def _of_stages(run: Run) -> str:
+    return environment().get_template("stages.html.j2").render(
+        name=run.name,
+        method=settings.method(run),
+        verdict=tables.verdict(run.result),
+        lines=stages.stage_lines(run),
+        written=[line.name for line in stages.stage_lines(run) if (run.path / line.folder / "report.html").exists()],
+        recipe=settings.recipe_text(run),
+    )  # fmt: skip
+
+
+def _of_one(run: Run) -> str:
     return environment().get_template("report.html.j2").render(
         name=run.name,
         method=settings.method(run),
         verdict=tables.verdict(run),
-        columns=tables.COLUMNS,
+        columns=tables.columns(run),
         models=tables.MODEL_NAMES,
         rows=list(tables.rows(run)),
         panel=panel(run),
@@ -48,6 +63,7 @@ def render(run: Run) -> str:
         recipe=settings.recipe_text(run),
         facts=_facts(run),
         measured_with=settings.measured_with(run),
+        answers=settings.answers(run),
         how_often_seen=how_often_seen(run),
     )  # fmt: skip
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from potstill.run import Run
+
+# Settings of answers that recipes of older versions do not have, as they were then.
+PLAIN = {"num_beams": "1", "repetition_penalty": "1.0", "sampling_top_p": "1.0", "accuracy": "none"}
 
 
 def recipe_text(run: Run) -> str:
@@ -16,9 +20,14 @@ def recipe_text(run: Run) -> str:
 
 
 def recipe(run: Run) -> dict[str, Any]:
-    """recipe.yaml as a mapping; empty where there is none or it cannot be read."""
+    """recipe.yaml as a mapping, not to be changed; empty where there is none or it cannot be read."""
+    return _parsed(recipe_text(run))
+
+
+@lru_cache(maxsize=64)  # a report asks for one setting after another, and parsing takes a tenth of a second
+def _parsed(text: str) -> dict[str, Any]:
     try:
-        content = YAML(typ="safe", pure=True).load(recipe_text(run))
+        content = YAML(typ="safe", pure=True).load(text)
     except (YAMLError, RecursionError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -39,10 +48,19 @@ def value_at(content: Any, *keys: str) -> Any:
 
 
 def measured_with(run: Run) -> dict[str, str | None]:
-    """The settings of the evaluation, None where they are not known, and what named the best checkpoint."""
+    """The settings of the evaluation, None where they are not known or PLAIN, and what named the best checkpoint."""
     keys = ("generate_examples", "max_new_tokens", "sampling_temperature", "batch_size")
     found = {key: _name(value_at(stage(run), "evaluation", key)) for key in keys}
+    for key, plain in PLAIN.items():
+        name = _name(value_at(stage(run), "evaluation", key))
+        found[key] = None if name == plain else name
     return found | {"best_by": _name(value_at(stage(run), "checkpoint", "best_by"))}
+
+
+def answers(run: Run) -> str:
+    """What the answers are called that were not sampled."""
+    beams = measured_with(run)["num_beams"]
+    return f"the best answers of {beams} beams" if beams else "greedy answers"
 
 
 def method(run: Run) -> str | None:
@@ -52,6 +70,11 @@ def method(run: Run) -> str | None:
 def teacher(run: Run) -> str | None:
     """The teacher's name, in either spelling a recipe allows."""
     return _model(stage(run).get("teacher"))
+
+
+def data(run: Run) -> str | None:
+    """The rows that were trained on, by the name that the recipe has for them."""
+    return _name(value_at(stage(run), "data", "path"))
 
 
 def student_source(run: Run) -> str | None:

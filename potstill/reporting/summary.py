@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from potstill.reporting import settings
+from potstill.reporting import settings, stages
 from potstill.run import Run
 
 FIGURES = (
@@ -21,17 +21,21 @@ FIGURES = (
 
 
 def summary(run: Run) -> dict[str, Any]:
-    """The figures of each model that was measured, and where the run's results are.
+    """The figures of each model that was measured, and where the run's results are; of several stages those of the
+    last, and a line for each.
 
     Every model has the keys FIGURES, null where it was not measured, then whatever else was. Valid JSON: a figure that
     is not finite is null.
     """
-    places = {
+    places: dict[str, Any] = {
         "run": run.name,
         "method": settings.method(run),
         "report": str(run.report_file),
         "student": str(run.student),
     }
+    if run.stages:
+        places["stages"] = stages.as_data(run)
+        run = run.result
     return places | {model: _figures(measured) for model, measured in run.evaluations().items()}
 
 

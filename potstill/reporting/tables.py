@@ -14,7 +14,7 @@ from potstill.run import Run
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["COLUMNS", "MODEL_NAMES", "Cell", "Column", "cell", "rich_table", "rows", "verdict"]
+__all__ = ["COLUMNS", "MODEL_NAMES", "Cell", "Column", "cell", "column", "columns", "rich_table", "rows", "verdict"]
 
 MODEL_NAMES = {
     "teacher": "teacher",
@@ -36,17 +36,19 @@ class Column:
     short: tuple[str, ...]
     better: str
     shown: Callable[[Any], str]
+    always: bool = True  # false: only where a model has the figure
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure and its standard error, as shown; "" where no error was measured."""
+    """A figure and its standard error, as shown; "" where no error was measured. ``interval`` is a share's, of 95%."""
 
     value: str
     error: str
+    interval: str = ""
 
 
-COLUMNS = (
+_COLUMNS = (
     Column("forward_kl_nats", "forward KL (nats)", ("forward", "KL, nats"), "lower", significant),
     Column("reverse_kl_nats", "reverse KL (nats)", ("reverse", "KL, nats"), "lower", significant),
     Column("top1_agreement", "top-1 agreement", ("top-1", "agrees"), "higher", percent),
@@ -54,16 +56,31 @@ COLUMNS = (
     Column("perplexity", "perplexity", ("perplex-", "ity"), "lower", significant),
     Column("rouge_l", "Rouge-L", ("Rouge-L", ""), "higher", significant),
     Column("rouge_l_sampled", "Rouge-L (sampled)", (), "higher", significant),
+    Column("accuracy", "accuracy", ("accur-", "acy"), "higher", percent, always=False),
+    Column("rationale_rouge_l", "Rouge-L (rationale)", (), "higher", significant, always=False),
     Column("num_parameters", "parameters", ("params", ""), "", scaled),
     Column("size_on_disk_bytes", "size on disk", (), "", size),
     Column("tokens_per_s", "tokens per s", ("tokens", "per s"), "higher", significant),
 )
+COLUMNS = tuple(column for column in _COLUMNS if column.always)  # of every table
 
 
-def rows(run: Run, columns: tuple[Column, ...] = COLUMNS) -> Iterator[tuple[str, list[Cell]]]:
-    """The key of each model that was measured, and its cells."""
+def column(key: str) -> Column | None:
+    """The column of a figure, by its key."""
+    return next((one for one in _COLUMNS if one.key == key), None)
+
+
+def columns(run: Run) -> tuple[Column, ...]:
+    """The columns of a run's table: those that every table has, and those of which there is a figure."""
+    measured = run.evaluations().values()
+    return tuple(one for one in _COLUMNS if one.always or any(one.key in figures for figures in measured))
+
+
+def rows(run: Run, shown: tuple[Column, ...] | None = None) -> Iterator[tuple[str, list[Cell]]]:
+    """The key of each model that was measured, and its cells, in all columns where none are named."""
+    chosen = columns(run) if shown is None else shown
     for model, figures in run.evaluations().items():
-        yield model, [cell(column.key, column.shown, figures) for column in columns]
+        yield model, [cell(column.key, column.shown, figures) for column in chosen]
 
 
 def rich_table(run: Run) -> Table:
@@ -71,24 +88,34 @@ def rich_table(run: Run) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    columns = tuple(column for column in COLUMNS if column.short)
+    shown = _that_fit(columns(run))
     # Text, not strings: rich would read [brackets] in a name as its markup.
     table = Table(title=Text(one_line(run.name)), box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="")
     table.caption = Text("lower, higher: which way is better") if run.evaluations() else Text("nothing measured yet")
     table.caption_justify = table.title_justify = "left"
     table.add_column(Text(""), no_wrap=True)
-    for column in columns:
+    for column in shown:
         heading = Text("\n".join((*column.short, "")))
         table.add_column(heading.append(column.better, style="dim"), justify="right", no_wrap=True)
-    for model, cells in rows(run, columns):
+    for model, cells in rows(run, shown):
         style = "bold" if model == "student_after" else ""
         table.add_row(Text(MODEL_NAMES[model]), *(Text(cell.value) for cell in cells), style=style)
     return table
 
 
+def _that_fit(all_of_them: tuple[Column, ...]) -> tuple[Column, ...]:
+    """Those that a terminal has room for: with accuracy among them, the acceptance rate gives up its own."""
+    short = tuple(column for column in all_of_them if column.short)
+    gives_way = "acceptance_rate" if any(column.key == "accuracy" for column in short) else ""
+    return tuple(column for column in short if column.key != gives_way)
+
+
 def cell(key: str, shown: Callable[[Any], str], figures: dict[str, Any]) -> Cell:
-    """One figure of a model, with its error."""
+    """One figure of a model, with its error or interval."""
     value = shown(figures.get(key))
+    low, high = (number(figures.get(f"{key}_{end}")) for end in ("low", "high"))
+    if low is not None and high is not None and value != MISSING:
+        return Cell(value, "", f"{shown(low)} to {shown(high)}")
     error = number(figures.get(f"{key}_stderr"))
     # An error of 0, but for rounding, belongs to figures that are exact, such as a teacher compared with itself.
     if error is None or error < 1e-6 or value == MISSING:

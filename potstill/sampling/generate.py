@@ -16,7 +16,16 @@ from potstill.types import Batch
 
 @torch.no_grad()
 def generate(
-    family: Family, batch: Batch, tokenizer: Any, *, max_new_tokens: int, temperature: float, seed: int
+    family: Family,
+    batch: Batch,
+    tokenizer: Any,
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    num_beams: int = 1,
+    repetition_penalty: float = 1.0,
+    top_p: float = 1.0,
 ) -> list[Int[Tensor, " tokens"]]:
     """One response to each prompt, end-of-sequence token left out.
 
@@ -25,27 +34,35 @@ def generate(
         batch: whose prompts are continued.
         tokenizer: for the ids of end and padding.
         max_new_tokens: where a response is cut.
-        temperature: 0 is greedy; above it, every token of the whole vocabulary can be drawn.
+        temperature: 0 is greedy; above it, every token of the whole vocabulary can be drawn, unless top_p leaves some
+            out.
         seed: of the draws; the process's own random state is left as it was.
+        num_beams: of a beam search in the place of the greedy one; the best of it is the response.
+        repetition_penalty: what a positive logit is divided by, and a negative one multiplied with, of a token that
+            stood before; of a causal model in the prompt too. Keskar et al. 2019, CTRL, arXiv:1909.05858, section 4.1.
+        top_p: share of the probability that is drawn from, the likeliest tokens first.
     """
     eos = tokenizer.eos_token_id
+    searched = {"num_beams": num_beams, "repetition_penalty": repetition_penalty, "top_p": top_p}
     devices = [family.model.device.index or 0] if family.model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), _settings(family.model, max_new_tokens, temperature, eos):
+    with torch.random.fork_rng(devices), _settings(family.model, eos, max_new_tokens, temperature, **searched):
         torch.manual_seed(seed)
         sequences = family.model.generate(**family.generation_inputs(batch))
-    return [_before_eos(row, eos) for row in sequences[:, batch.prompt_ids.shape[1] :].cpu()]
+    return [_before_eos(row, eos) for row in family.written(sequences, batch).cpu()]
 
 
 @contextmanager
-def _settings(model: Any, max_new_tokens: int, temperature: float, eos: int) -> Iterator[None]:
+def _settings(
+    model: Any, eos: int, max_new_tokens: int, temperature: float, *, top_p: float, **searched: float
+) -> Iterator[None]:
     """These settings and no others: ``generate`` fills what is left open from the model's own folder, and models are
     to be compared under the same ones."""
     from transformers import GenerationConfig
 
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": top_p} if temperature else {}
     own = model.generation_config
     model.generation_config = GenerationConfig(
-        max_new_tokens=max_new_tokens, eos_token_id=eos, pad_token_id=eos, **sampling
+        max_new_tokens=max_new_tokens, eos_token_id=eos, pad_token_id=eos, **sampling, **searched
     )
     try:
         yield

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from potstill.errors import ConfigError
-from potstill.models.decoding import CausalDecoder, check_decoding
+from potstill.models.decoding import check_decoding, decoder_of
 from potstill.models.families import Family, evaluating
 from potstill.sampling.distributions import Decoding
 from potstill.sampling.policies import Policy
@@ -61,12 +61,12 @@ class LocalWriter:
         check_prompts(prompts, seeds)
         if not prompts:
             return []
-        capacity = max(map(len, prompts)) + self.decoding.max_new_tokens
+        longest, most = max(map(len, prompts)), self.decoding.max_new_tokens
         slots = min(self.slots, len(prompts))
         with ExitStack() as stack:
             for family in self.families:
                 stack.enter_context(evaluating(family))
-            decoders = [CausalDecoder(family, slots, capacity) for family in self.families]
+            decoders = [decoder_of(family, slots, longest, most) for family in self.families]
             return sample(self.policy, decoders, prompts, self.decoding, seeds=seeds, slots=slots)
 
 

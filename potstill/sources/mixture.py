@@ -12,9 +12,10 @@ from typing import Any, Literal
 import torch
 
 from potstill.data.examples import Tokenised
+from potstill.data.order import seed_of
 from potstill.schedules import DistillmSchedule, Schedule
 from potstill.sources.dataset import DatasetSource, batches
-from potstill.sources.rollout import RolloutSource, seed_of
+from potstill.sources.rollout import RolloutSource
 from potstill.sources.source import Share, Source
 from potstill.types import Batch
 

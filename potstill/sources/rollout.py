@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ import torch
 from potstill import recipe
 from potstill.data.collate import collate
 from potstill.data.examples import Tokenised
+from potstill.data.order import seed_of
 from potstill.sampling.sampler import Response
 from potstill.sampling.writer import Writer
 from potstill.sources.dataset import DatasetSource
@@ -138,12 +138,6 @@ class RolloutSource:
         self._prompts.load_state_dict(state["prompts"])
         self._num_rollouts, self._turns, self._figures = state["num_rollouts"], list(state["turns"]), state["figures"]
         self._rollout = [[unpacked(batch) for batch in written] for written in state["rollout"]]
-
-
-def seed_of(*parts: object) -> int:
-    """A seed that depends on all parts, and is as good as independent of any other's."""
-    digest = hashlib.sha256(" ".join(map(str, parts)).encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:7], "big")
 
 
 def answered(asked: Tokenised, response: Response, place: int) -> Tokenised:

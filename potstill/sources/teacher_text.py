@@ -20,10 +20,10 @@ from typing import Any
 
 from potstill import recipe
 from potstill.data.examples import Tokenised
+from potstill.data.order import seed_of
 from potstill.errors import DataError
 from potstill.run import read_jsonl, write_text
 from potstill.sampling.writer import Writer
-from potstill.sources.rollout import seed_of
 
 SAY_EVERY_S = 10.0
 NGRAM, MOST_REPEATED = 4, 0.5  # a response is repetitive if over half of its 4-grams stood in it before

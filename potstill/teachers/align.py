@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from potstill.data.tokenise import encodes_pairs, frames_texts_alike
 from potstill.errors import TeacherError
+
+TEXT_GOES_ACROSS = (
+    "let text go across instead: `potstill annotate` with the teacher, then train `sft` or `step_by_step` on what it "
+    "wrote"
+)
 
 
 @dataclass(frozen=True)
@@ -29,13 +35,23 @@ def shared_vocabulary(
     Args:
         teacher_tokenizer, student_tokenizer: as loaded with each model.
         teacher_rows, student_rows: rows of each output embedding.
-    Raises: TeacherError where the tokenizers differ, or an embedding has fewer rows than its tokenizer has ids.
+    Raises: TeacherError where the tokenizers differ, or an embedding has fewer rows than its tokenizer has ids; and
+        where one model is causal, the other encoder-decoder, and prompts tokenised for one are none for the other.
     """
     if difference := tokenizer_difference(teacher_tokenizer, student_tokenizer):
         raise TeacherError(
             f"teacher and student have different tokenizers: {difference}",
             "choose a student of the teacher's family, or cut one from the teacher (student.kind=pruned); "
-            "logits of different tokenizers do not compare",
+            f"logits of different tokenizers do not compare. Or {TEXT_GOES_ACROSS}",
+        )
+    if encodes_pairs(teacher_tokenizer) != encodes_pairs(student_tokenizer) and not frames_texts_alike(
+        student_tokenizer
+    ):
+        kinds = ("encoder-decoder", "causal") if encodes_pairs(teacher_tokenizer) else ("causal", "encoder-decoder")
+        raise TeacherError(
+            f"the teacher is {kinds[0]} and the student {kinds[1]}, and their tokenizer frames sources and targets "
+            "otherwise than a text that goes on: what is tokenised for one, the other has never seen the like of",
+            TEXT_GOES_ACROSS,
         )
     needed = max(student_tokenizer.get_vocab().values()) + 1
     for whose, rows in (("teacher", teacher_rows), ("student", student_rows)):

@@ -34,7 +34,7 @@ class LiveStream:
 class StepResult:
     """What one step did, over all processes.
 
-    ``values`` are in nats, by ``<stream>/<objective>``; ``teacher_tokens`` of batches that the teacher was asked about.
+    ``values`` are in nats, by ``<stream>/<term>``; ``teacher_tokens`` of batches that the teacher was asked about.
     ``selected`` is the share of response tokens that a term was about, of terms that leave some out.
     """
 

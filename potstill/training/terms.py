@@ -16,7 +16,7 @@ class LiveTerm:
     """A term and the schedules of its coefficient and of its objective's settings."""
 
     def __init__(self, stream: str, spec: recipe.Term):
-        self.key = f"{stream}/{spec.objective.name}"
+        self.key = f"{stream}/{spec.label}"
         self.spec = spec
         elsewhere = ("name", *spec.objective.made_elsewhere)
         fields = [name for name in type(spec.objective).model_fields if name not in elsewhere]

@@ -187,13 +187,14 @@ def _validate(job: Job, state: State, log: MetricsLog, progress: Progress) -> No
     value = figures[name]
     progress.note(f"{job.label}: step {state.step}  validation {name} {value:.4g}")
     if state.step:
-        choose(state, name, value, figures.get("rouge_l_stderr", 0.0) if name == "rouge_l" else 0.0)
+        choose(state, name, value, figures.get(f"{name}_stderr", 0.0) if name in recipe.METRICS_OF_ANSWERS else 0.0)
 
 
 def choose(state: State, name: str, value: float, error: float) -> None:
     """Note whether this step's student is the one to keep: the best, or the newest within a standard error of the best.
 
-    Of few answers Rouge-L is noisy, and the larger of two that differ by chance is as often the less trained student's.
+    Of few answers Rouge-L and accuracy are noisy, and the larger of two that differ by chance is as often the less
+    trained student's.
 
     Args:
         state: whose step was validated.

@@ -9,14 +9,18 @@ import torch
 from pydantic import ValidationError
 
 from potstill import recipe
-from potstill.models.families import Causal
+from potstill.models.families import Family, family_of
 from tests import tiny
 
 FAMILIES: dict[str, Callable[[int], Any]] = {
     "llama": lambda seed: tiny.llama(seed, layers=2),
     "llama_untied": lambda seed: tiny.llama(seed, layers=2, tied=False),
     "gpt2": lambda seed: tiny.gpt2(seed, layers=2),
+    "t5": lambda seed: tiny.t5(seed, layers=1),
+    "t5_untied_gated": lambda seed: tiny.t5(seed, layers=1, tied=False, gated=True),
+    "bart": lambda seed: tiny.bart(seed, layers=1),
 }
+ENCODER_DECODER = ("t5", "t5_untied_gated", "bart")
 OBJECTIVES = [section().name for section in get_args(recipe.AnyObjective)]
 DIVERGENCES = [section().name for section in get_args(recipe.AnyDivergence)]
 WEIGHTINGS: dict[str, dict[str, Any]] = {section().name: {} for section in get_args(recipe.AnyWeighting)} | {
@@ -58,5 +62,5 @@ def combinations() -> Iterator[tuple[str, str, str]]:
                     yield objective, signal, weighting
 
 
-def family(name: str, seed: int) -> Causal:
-    return Causal(FAMILIES[name](seed).to(torch.float64))
+def family(name: str, seed: int) -> Family:
+    return family_of(FAMILIES[name](seed).to(torch.float64))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from potstill import assembly, recipe, streams
-from potstill.models.families import Causal
+from potstill.models.families import Family
 from potstill.objectives.chunked import evaluate_terms
 from potstill.sources.credit import LogRatioJudge
 from potstill.teachers.local import LocalTeacher, Remembering
@@ -20,7 +20,17 @@ from potstill.training.step import LiveStream, bound, denominators, weighed
 from potstill.training.terms import LiveTerm
 from potstill.types import Batch, Credit
 from tests import tiny
-from tests.contract.table import DIVERGENCES, FAMILIES, OBJECTIVES, SIGNALS, WEIGHTINGS, combinations, family, stream
+from tests.contract.table import (
+    DIVERGENCES,
+    ENCODER_DECODER,
+    FAMILIES,
+    OBJECTIVES,
+    SIGNALS,
+    WEIGHTINGS,
+    combinations,
+    family,
+    stream,
+)
 
 LENGTHS = [(3, 7), (6, 1), (1, 9), (4, 4)]
 RUNTIME = Runtime(torch.device("cpu"), torch.float64)
@@ -29,26 +39,31 @@ every_combination = pytest.mark.parametrize(("objective", "signal", "weighting")
 
 
 @cache
-def models(kind: str) -> tuple[Causal, Causal]:
+def models(kind: str) -> tuple[Family, Family]:
     return family(kind, 0), family(kind, 1)
 
 
-def live(spec: recipe.Stream, student: Causal, teacher: Causal) -> LiveStream:
+def live(spec: recipe.Stream, student: Family, teacher: Family) -> LiveStream:
     teaching = assembly.Teaching(LocalTeacher(teacher), Remembering(LocalTeacher(teacher)), tiny.VOCAB, "", 0)
     terms = tuple(LiveTerm(spec.name, term) for term in spec.terms)
     signal, _ = streams.asked(spec, teaching, student, seed=1)
     return LiveStream(spec, None, signal, terms)  # type: ignore[arg-type]
 
 
-def sampled(student: Causal, teacher: Causal, batch: Batch) -> Batch:
+def sampled(student: Family, teacher: Family, batch: Batch) -> Batch:
     """The batch as if a mixture had written it: weights that belong to the tokens, and the judge's credit."""
     weights = torch.where(batch.response_mask, 0.5 + (batch.response_ids % 7) / 7, 1.0).double()
     judge = LogRatioJudge(student, LocalTeacher(teacher), recipe.PolicyGradient())
     return judge([replace(batch, importance_weights=weights)])[0]
 
 
+@cache
+def sampled_by(kind: str) -> Batch:
+    return sampled(*models(kind), tiny.batch(LENGTHS, extra_left=2, extra_right=1))
+
+
 def step(
-    student: Causal, teacher: Causal, spec: recipe.Stream, batches: Sequence[Batch], chunk_size: int | None = None
+    student: Family, teacher: Family, spec: recipe.Stream, batches: Sequence[Batch], chunk_size: int | None = None
 ) -> tuple[float, dict[str, Tensor]]:
     """The loss of a global batch that comes in these micro-batches, and the student's gradient."""
     student.zero_grad(set_to_none=True)
@@ -104,6 +119,20 @@ def test_layout_changes_nothing(objective: str, signal: str, weighting: str) -> 
         same(step(student, teacher, spec, [rows(batch, 3, 1), rows(batch, 0, 2)], chunk_size=4), expected)
 
 
+@every_combination
+@pytest.mark.parametrize("kind", ENCODER_DECODER)
+def test_layout_changes_nothing_for_an_encoder_decoder(kind: str, objective: str, signal: str, weighting: str) -> None:
+    """The same in one arrangement: other rows beside each other, so other padding of source and target, and chunks."""
+    student, teacher = models(kind)
+    spec = stream(objective, signal, weighting)
+    assert spec is not None
+    batch = sampled_by(kind)
+    expected = step(student, teacher, spec, [batch])
+    assert expected[0] != 0
+    assert max(gradient.abs().max() for gradient in expected[1].values()) > 1e-9
+    same(step(student, teacher, spec, [rows(batch, 3, 1), rows(batch, 0, 2)], chunk_size=4), expected)
+
+
 @every_family
 @pytest.mark.parametrize("signal", ["logits", "top_k"])
 @pytest.mark.parametrize("objective", DIVERGENCES)
@@ -114,8 +143,10 @@ def test_zero_with_zero_gradient_where_the_student_is_the_teacher(kind: str, obj
     student, _ = models(kind)
     loss, gradient = step(student, family(kind, 0), spec, [tiny.batch(LENGTHS)])
     assert abs(loss) < 1e-12
-    if (objective, signal) == ("total_variation", "top_k"):
-        return  # no derivative there: the sign of a rounding error in the rest
+    # No derivative there: the sign of a rounding error. It is that of the rest, or of T5's attention, whose bias wants
+    # a gradient in the student and none in the teacher, for which torch takes another kernel.
+    if objective == "total_variation" and (signal == "top_k" or kind.startswith("t5")):
+        return
     assert all(part.abs().max() < 1e-10 for part in gradient.values())
 
 

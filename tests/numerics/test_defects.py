@@ -54,6 +54,20 @@ REGISTER = {
         ),
         "negative Jensen-Shannon in bfloat16 (ms-swift)": "test_no_divergence_is_negative",
     },
+    "numerics/test_seq2seq_defects.py": {
+        "one decoder position broadcast to the whole response (S0)": (
+            "test_each_response_token_is_scored_at_its_own_position"
+        ),
+        "double shift, encoder mask on decoder log-probabilities (S0)": (
+            "test_nothing_is_shifted_twice_and_the_prompts_mask_is_none_of_the_responses"
+        ),
+        "start tokens and separators among the labels (S0)": (
+            "test_what_was_written_is_what_is_trained_on_token_for_token"
+        ),
+        "the student's encoder output given to the teacher (S0, LMOps 99)": (
+            "test_a_teacher_reads_the_prompt_with_its_own_encoder"
+        ),
+    },
     "numerics/test_sequence_credit.py": {
         "current reward counted twice (MiniLLM code)": (
             "test_minillm_public_code_defect_the_current_reward_counts_twice"

@@ -20,7 +20,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from potstill import recipe, recipes
 from potstill.data.examples import Tokenised
-from potstill.models.families import Causal
+from potstill.models.families import Causal, Family, family_of
 from potstill.objectives.chunked import evaluate_terms
 from potstill.recipes.common import distillation
 from potstill.sampling.sampler import Response
@@ -33,6 +33,7 @@ from potstill.training.runtime import Runtime
 from potstill.training.step import LiveStream, bound, weighed
 from potstill.training.terms import LiveTerm
 from potstill.types import Batch
+from tests import tiny
 
 VOCAB, LONGEST, END = 3, 3, 0
 PROMPT = (1, 2)
@@ -41,8 +42,11 @@ RUNTIME = Runtime(torch.device("cpu"), torch.float64)
 whether_responses_end = pytest.mark.parametrize("ends", [False, True], ids=["of_one_length", "ended"])
 
 
-def model(seed: int) -> Causal:
-    """A GPT-2, whose parameters positions and prefixes share; a LLaMA's norms would compute in float32."""
+def model(seed: int, kind: str) -> Family:
+    """A model whose parameters positions and prefixes share. The norms of a LLaMA, as of T5, compute in float32."""
+    if kind != "gpt2":
+        make = partial(tiny.bart, layers=1) if kind == "bart" else partial(tiny.t5, layers=1)
+        return family_of(make(seed, vocab=VOCAB).double())
     torch.manual_seed(seed)
     config = GPT2Config(
         vocab_size=VOCAB, n_embd=8, n_layer=1, n_head=2, n_positions=8, initializer_range=INIT,
@@ -52,8 +56,8 @@ def model(seed: int) -> Causal:
 
 
 @cache
-def models() -> tuple[Causal, LocalTeacher]:
-    return model(SEED), LocalTeacher(model(SEED + 1))
+def models(kind: str = "gpt2") -> tuple[Family, LocalTeacher]:
+    return model(SEED, kind), LocalTeacher(model(SEED + 1, kind))
 
 
 @cache
@@ -63,23 +67,31 @@ def sequences(ends: bool) -> tuple[tuple[int, ...], ...]:
     return tuple(dict.fromkeys(s[: s.index(END) + 1] if ends and END in s else s for s in full))
 
 
-def log_probs(family: Causal, sequence: tuple[int, ...], temperature: float) -> Tensor:
+def own_logits(family: Family, sequence: tuple[int, ...]) -> Tensor:
+    """By the model's own forward, which shifts labels itself where it has an encoder."""
+    if isinstance(family, Causal):
+        logits: Tensor = family.model(input_ids=torch.tensor([[*PROMPT, *sequence]])).logits[0, len(PROMPT) - 1 : -1]
+    else:
+        logits = family.model(input_ids=torch.tensor([PROMPT]), labels=torch.tensor([sequence])).logits[0]
+    return logits
+
+
+def log_probs(family: Family, sequence: tuple[int, ...], temperature: float) -> Tensor:
     """The log-probability of each token of a response, by the model's own forward."""
-    ids = torch.tensor([[*PROMPT, *sequence]])
-    logits = family.model(input_ids=ids).logits[0, len(PROMPT) - 1 : -1]
-    return (logits / temperature).log_softmax(-1).gather(-1, ids[0, len(PROMPT) :, None])[:, 0]
+    scores = (own_logits(family, sequence) / temperature).log_softmax(-1)
+    return scores.gather(-1, torch.tensor(sequence)[:, None])[:, 0]
 
 
-def gradient_of(student: Causal) -> Tensor:
+def gradient_of(student: Family) -> Tensor:
     found = torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])
     student.zero_grad(set_to_none=True)
     return found
 
 
 @cache
-def exact(ends: bool, temperature: float = 1.0) -> Tensor:
+def exact(ends: bool, temperature: float = 1.0, kind: str = "gpt2") -> Tensor:
     """The gradient of sum over responses of q (log q - log p), by automatic differentiation."""
-    student, teacher = models()
+    student, teacher = models(kind)
     student.zero_grad(set_to_none=True)
     for sequence in sequences(ends):
         log_q = log_probs(student, sequence, temperature).sum()
@@ -93,9 +105,9 @@ def exact(ends: bool, temperature: float = 1.0) -> Tensor:
 
 @cache
 @torch.no_grad()
-def response(sequence: tuple[int, ...], teacher_share: float, temperature: float) -> Response:
+def response(sequence: tuple[int, ...], teacher_share: float, temperature: float, kind: str = "gpt2") -> Response:
     """A response as the sampler would report it, from a mixture of both models' probabilities."""
-    student, teacher = models()
+    student, teacher = models(kind)
     log_q, log_p = (log_probs(family, sequence, temperature) for family in (student, teacher.family))
     behaviour = ((1 - teacher_share) * log_q.exp() + teacher_share * log_p.exp()).log()
     return Response(sequence, tuple(behaviour.tolist()), tuple(log_q.tolist()), sequence[-1] == END)
@@ -116,16 +128,16 @@ def rollouts_of(made: recipe.Recipe) -> recipe.Stream:
     return next(stream for stream in made.stage.streams if stream.name == "rollouts")
 
 
-def written(spec: recipe.Stream, which: tuple[tuple[int, ...], ...]) -> tuple[Response, ...]:
+def written(spec: recipe.Stream, which: tuple[tuple[int, ...], ...], kind: str = "gpt2") -> tuple[Response, ...]:
     """These responses, as whoever writes in this stream would have written them."""
     assert isinstance(spec.source, recipe.RolloutSource)
     share = spec.source.policy.teacher_share if isinstance(spec.source.policy, recipe.TokenMixedPolicy) else 0.0
-    return tuple(response(sequence, share, spec.source.temperature) for sequence in which)
+    return tuple(response(sequence, share, spec.source.temperature, kind) for sequence in which)
 
 
-def judged(spec: recipe.Stream, responses: tuple[Response, ...]) -> Batch:
+def judged(spec: recipe.Stream, responses: tuple[Response, ...], kind: str = "gpt2") -> Batch:
     """A rollout of these responses with their credit."""
-    student, teacher = models()
+    student, teacher = models(kind)
     assert isinstance(spec.source, recipe.RolloutSource)
     of_policy = next((t.objective for t in spec.terms if isinstance(t.objective, recipe.PolicyGradient)), None)
     judge = LogRatioJudge(student, teacher, of_policy) if of_policy else None
@@ -136,9 +148,9 @@ def judged(spec: recipe.Stream, responses: tuple[Response, ...]) -> Batch:
     return batch
 
 
-def gradient(spec: recipe.Stream, batch: Batch, factors: Tensor) -> Tensor:
+def gradient(spec: recipe.Stream, batch: Batch, factors: Tensor, kind: str = "gpt2") -> Tensor:
     """Of the stream's terms, as sums over tokens, each response's multiplied by a factor."""
-    student, teacher = models()
+    student, teacher = models(kind)
     live = LiveStream(spec, None, teacher, tuple(LiveTerm(spec.name, term) for term in spec.terms))  # type: ignore[arg-type]
     micro = weighed(live, batch, student, RUNTIME)
     terms = bound(micro, {term.key: 1.0 for term in live.terms}, RUNTIME, progress=0.5)
@@ -149,13 +161,15 @@ def gradient(spec: recipe.Stream, batch: Batch, factors: Tensor) -> Tensor:
     return gradient_of(student)
 
 
-def expected(made: recipe.Recipe, ends: bool, change: Callable[[Batch], Batch] = lambda batch: batch) -> Tensor:
+def expected(
+    made: recipe.Recipe, ends: bool, change: Callable[[Batch], Batch] = lambda batch: batch, kind: str = "gpt2"
+) -> Tensor:
     """The mean gradient of a recipe's rollouts, over all responses as its policy writes them."""
     spec = rollouts_of(made)
-    responses = written(spec, sequences(ends))
+    responses = written(spec, sequences(ends), kind)
     probabilities = torch.tensor([sum(r.behaviour_logprobs) for r in responses], dtype=torch.float64).exp()
     assert probabilities.sum().item() == pytest.approx(1, abs=1e-12)
-    return gradient(spec, change(judged(spec, responses)), probabilities)
+    return gradient(spec, change(judged(spec, responses, kind)), probabilities, kind)
 
 
 unnormalised: Callable[..., recipe.Recipe] = partial(recipes.minillm, length_normalise=False)
@@ -186,6 +200,26 @@ EXACT = {
 def test_it_is_the_gradient_of_sequence_level_reverse_kl(name: str, ends: bool) -> None:
     torch.testing.assert_close(expected(EXACT[name], ends), exact(ends), rtol=0, atol=1e-9)
     assert exact(ends).norm() > 1
+
+
+# T5's norms, and so its gradients, are computed in float32 whatever the model is in.
+ROUNDING = {"bart": 1e-9, "t5": 1e-5}
+
+
+@whether_responses_end
+@pytest.mark.parametrize("kind", ROUNDING)
+@pytest.mark.parametrize("name", EXACT)
+def test_it_is_that_of_an_encoder_decoder_too(name: str, kind: str, ends: bool) -> None:
+    reference = exact(ends, kind=kind)
+    torch.testing.assert_close(expected(EXACT[name], ends, kind=kind), reference, rtol=0, atol=ROUNDING[kind])
+    assert reference.norm() > 0.5
+
+
+@pytest.mark.parametrize("kind", ROUNDING)
+def test_the_teachers_help_leaves_an_encoder_decoder_no_bias_either(kind: str) -> None:
+    found = expected(unnormalised(teacher_share=0.5), True, whole_weights, kind)
+    torch.testing.assert_close(found, exact(True, kind=kind), rtol=0, atol=ROUNDING[kind])
+    assert deviation(expected(unnormalised(teacher_share=0.5), True, kind=kind), exact(True, kind=kind)) > 0.01
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,8 @@ def test_every_method_has_a_page_and_a_row_in_the_readme(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_the_table_of_recipes_is_what_they_are(method: str) -> None:
     _, text, signal, terms = table_row(ALL_RECIPES, method).strip("| ").split(" | ")
-    streams = recipe_io.load(method, {}, methods=METHODS).stage.streams
+    stages = recipe_io.load(method, {}, methods=METHODS).stages
+    streams = [stream for stage in stages for stream in stage.streams]
     assert {stream.source.name for stream in streams} == names_in(text)
     assert {stream.signal.name for stream in streams} <= names_in(signal)
     assert {term.objective.name for stream in streams for term in stream.terms} <= names_in(terms)

@@ -509,8 +509,8 @@ BROKEN = {
     ),
     "unknown method": ("method: kdd\n", "1:9", "method", "no method called 'kdd'", "Did you mean 'kd'?"),
     "no method": ("seed: 3\n", "1:1", "method", "is missing", f"Give one ({', '.join(METHODS)}), or stages"),
-    "several stages": (FULL + FULL.split("stages:\n")[1], "3:3", "stages", "must be a list of 1, each a mapping", None),
-    "stages that are none": ("stages: 5\n", "1:9", "stages", "must be a list of 1", None),
+    "stages of one name": (FULL + FULL.split("stages:\n")[1], "2:1", "stages", "called student", "Give each a name"),
+    "stages that are none": ("stages: 5\n", "1:9", "stages", "must be a list of at least 1", None),
     "duplicate key": ("method: kd\nseed: 1\nseed: 2\n", "3:1", "seed", "stands twice, first in line 2", "Remove one"),
     "duplicate key inside": (
         "method: kd\nbudget:\n  steps: 1\n  steps: 2\n",

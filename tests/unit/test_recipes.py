@@ -64,6 +64,23 @@ OTHER: dict[str, Other] = {
         "filters": (["unfinished", "repetitive"], {}),
         "kd_weight": (0.5, {}),
     },
+    "step_by_step": {
+        "variant": ("shuffled_rationales", {}),
+        "alpha": (0.25, {}),
+        "kd_weight": (0.5, {}),
+        "divergence": ("reverse_kl", {"kd_weight": 0.5}),
+        "label_prefix": ("answer: ", {}),
+        "rationale_prefix": ("why: ", {}),
+    },
+    "anli_minillm": {
+        "student": ("a", {}),
+        "teacher": ("a", {}),
+        "train": (["a", "b", "c"], {}),
+        "heldout": ([None, None, None], {}),
+        "label_share": ([1.0, 0.5, 0.0], {}),
+        "teacher_share": (0.0, {}),
+        "single_step": (True, {}),
+    },
     "imitkd": {"left": (0.5, {}), "divergence": DIVERGENCE, "rollout": ROLLOUT},
     "gkd": {"student_share": (1.0, {}), "divergence": DIVERGENCE, "rollout": ROLLOUT},
     "on_policy": {"discount": (1.0, {}), "clip": (0.2, {}), "rollout": ROLLOUT},
@@ -151,7 +168,7 @@ def test_a_method_builds_and_is_named_after_itself(method: str) -> None:
     made = METHODS[method]()
     assert made.method == method
     assert load(method) == made
-    assert (made.stage.teacher is None) == (method == "sft")
+    assert (made.stage.teacher is None) == (method in ("sft", "step_by_step"))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -529,7 +546,7 @@ def test_on_policys_settings_are_its_own() -> None:
     assert stream.terms == (Term(objective=recipe.PolicyGradient(advantages=advantages, clip=0.2)),)
 
 
-@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"sft", "kd"}))
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"sft", "kd", "step_by_step", "anli_minillm"}))
 def test_methods_that_are_to_be_compared_train_as_long_and_as_fast(method: str) -> None:
     stage = load(method).stage
     assert (stage.optimizer.learning_rate, stage.batch.size, stage.budget.steps) == (1e-4, 2, 60)
@@ -537,7 +554,65 @@ def test_methods_that_are_to_be_compared_train_as_long_and_as_fast(method: str) 
     assert dense or method in ("seqkd", "on_policy", "penalised_policy_gradient")
 
 
-@pytest.mark.parametrize("method", ["sft", "kd"])
+@pytest.mark.parametrize("method", ["sft", "kd", "step_by_step"])
 def test_what_starts_from_a_cut_student_trains_longer_and_faster(method: str) -> None:
     stage = load(method).stage
     assert (stage.optimizer.learning_rate, stage.batch.size, stage.budget.steps) == (1e-3, 2, 120)
+
+
+# --- step_by_step -----------------------------------------------------------------------------------------------------
+
+
+def of_step_by_step(**settings: Any) -> list[Any]:
+    made = load("step_by_step", **settings).stage.streams
+    return [(s.name, s.source.view, s.source.shuffled, [t.coefficient for t in s.terms]) for s in made]
+
+
+def test_step_by_steps_two_streams_share_the_loss() -> None:
+    label, rationale = of_step_by_step(alpha=0.75)
+    assert label == ("label", "response", False, [0.75])
+    assert rationale == ("rationale", "rationale", False, [0.25])
+    both = [[0.5 * 0.7, 0.5 * 0.3], [0.5 * 0.7, 0.5 * 0.3]]
+    assert [terms for *_, terms in of_step_by_step(kd_weight=0.3)] == [pytest.approx(terms) for terms in both]
+    assert [[t.objective.name for t in s.terms] for s in load("step_by_step", kd_weight=1.0).stage.streams] == [
+        ["forward_kl"],
+        ["forward_kl"],
+    ]
+
+
+def test_step_by_steps_controls_change_one_thing_each() -> None:
+    assert of_step_by_step(variant="standard") == [("label", "response", False, [1.0])]
+    assert of_step_by_step(variant="shuffled_rationales")[1][2] is True
+    assert of_step_by_step(variant="input_reconstruction")[1][1] == "input"
+    twice = load("step_by_step", variant="standard_twice").stage.streams
+    assert [(s.source.view, s.source.order) for s in twice] == [("response", 0), ("response", 1)]
+    assert not any(s.source.prefix for s in twice)
+    single = load("step_by_step", variant="single_task").stage
+    assert (len(single.streams), single.data.target) == (1, "rationale_then_label")
+    for variant in ("step_by_step", "standard", "shuffled_rationales", "input_reconstruction", "standard_twice"):
+        assert load("step_by_step", variant=variant).stage.data == load("step_by_step").stage.data
+
+
+def test_at_alpha_1_step_by_step_is_fine_tuning() -> None:
+    assert load("step_by_step", alpha=1.0) == load("step_by_step", variant="standard")
+
+
+def test_step_by_steps_prefixes_are_before_their_own_prompts() -> None:
+    stage = load("step_by_step", label_prefix="answer: ", rationale_prefix={"text": "why: ", "chat": "Why?"}).stage
+    assert stage.data.prefix.text == "answer: "
+    source = stage.streams[1].source
+    assert source.prefix is not None
+    assert (source.prefix.text, source.prefix.chat) == ("why: ", "Why?")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"alpha": 0}, "alpha"),
+        ({"variant": "standard", "alpha": 0.25}, "variant standard has one"),
+        ({"divergence": "reverse_kl"}, "Set kd_weight"),
+    ],
+)
+def test_what_step_by_step_would_pass_over_is_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load("step_by_step", **settings)

@@ -47,4 +47,11 @@ class Item:
         start = self.prompt.find(self.content) if self.content else -1
         own = (start, start + len(self.content or "")) if start >= 0 else (0, 0)
         span = own if self.input_span is None else self.input_span
-        return Example(self.prompt, self.references[0], self.id, content=self.content, input_span=span)
+        return Example(
+            self.prompt,
+            self.references[0],
+            self.id,
+            content=self.content,
+            input_span=span,
+            rationale=self.rationale,
+        )

@@ -20,6 +20,7 @@ from potstill.data.reader import Row, kind_of
 
 OPTION = re.compile(r"\([a-e]\)")
 DIGITS = frozenset("0123456789")
+NUMBER = re.compile(r"\d+\.?\d*|\.\d+")
 EQUATION = DIGITS | frozenset("+-*/(). ")
 
 Equal = Callable[[str, str], bool]
@@ -41,6 +42,7 @@ class Layout:
 
     ``runs_on`` begins an invented next example; ``mark`` stands between rationale and label; ``read`` gives the label
     verbatim, as the data set spells it, and its number among the options; ``equal`` compares it with the gold one.
+    ``alike`` is weaker: whether both labels could be of one row.
     """
 
     item_of: Callable[[Row], Item]
@@ -48,6 +50,7 @@ class Layout:
     mark: str
     read: Callable[[str, Item], tuple[str, str, int | None]]
     equal: Equal | None = str.__eq__
+    alike: Equal = str.__eq__
 
     def said(self, gold: Item, output: Any) -> Said:
         """Raises: Unusable with the reason."""
@@ -98,6 +101,12 @@ def _equation(text: str, gold: Item) -> tuple[str, str, int | None]:
     return equation, equation, None
 
 
+def _same_numbers(one: str, other: str) -> bool:
+    """Whether two equations are of the same numbers, 84 and 84.0 being one."""
+    first, second = (sorted(float(number) for number in NUMBER.findall(text)) for text in (one, other))
+    return first == second
+
+
 def said_in_fields(values: dict[str, Any]) -> Said:
     """What ``llm_label`` and ``rationale`` hold, in lines that are joined and parsed. Raises: Unusable."""
     return Said(*_inference(optional_text(values, "llm_label") or ""), optional_text(values, "rationale"))
@@ -105,7 +114,7 @@ def said_in_fields(values: dict[str, Any]) -> Said:
 
 LAYOUTS = {
     "cqa": Layout(cqa_item, "Q:", "So the answer is", _choice),
-    "svamp": Layout(svamp_item, "Q:", "The answer is", _equation, equal=None),
+    "svamp": Layout(svamp_item, "Q:", "The answer is", _equation, equal=None, alike=_same_numbers),
     "anli1": Layout(lambda row: nli_item(row, "r1"), "Premise:", "So the answer is", _inference),
     "esnli": Layout(nli_item, "Premise:", "Answer:", _inference),
 }

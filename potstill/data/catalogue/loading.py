@@ -43,10 +43,6 @@ def load_split(dataset: Dataset, split: str, folder: Path | None = None) -> Load
         folder: the data set's own folder; by default looked for below the data root.
     Raises: DataError for a split or file that is not there, a missing part of several, or a file without one item.
     """
-    if split not in dataset.splits:
-        name = dataset.card.name
-        fix = f"{nearest(split, dataset.splits)}It has {', '.join(dataset.splits)}"
-        raise DataError(f"{name} has no split {split!r}", fix)
     files = files_of(dataset, split, folder)
     items, bad = _sorted((file, found) for file in files for found in dataset.read(file))
     if not items:
@@ -82,6 +78,10 @@ def _sha256(file: Path) -> str:
 
 def files_of(dataset: Dataset, split: str, folder: Path | None = None) -> tuple[Path, ...]:
     """The files that hold a split: those of the first name that is there. Raises: DataError with what to do."""
+    if split not in dataset.splits:
+        name = dataset.card.name
+        fix = f"{nearest(split, dataset.splits)}It has {', '.join(dataset.splits)}"
+        raise DataError(f"{name} has no split {split!r}", fix)
     folders = [Path(folder)] if folder is not None else [_root() / place for place in dataset.places]
     for place in folders:
         for name in dataset.splits[split]:

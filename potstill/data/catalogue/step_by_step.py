@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from potstill.data.catalogue.alignment import check_aligned
 from potstill.data.catalogue.inference import nli_item
 from potstill.data.catalogue.item import Item
 from potstill.data.catalogue.llm_outputs import LAYOUTS, Equal, Said, said_in_fields
@@ -93,6 +94,19 @@ def _agreement(pairs: Sequence[tuple[Item, Said | str]], equal: Equal) -> float:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
+def place_of(root: Path, name: str, split: str) -> Path:
+    """The folder below a root of data sets that holds a split in this layout; the root itself where none does."""
+    places = (root / "dss_raw", root, root / f"dss_{name}")
+    return next((place for place in places if _file_in(place, name, split)), root)
+
+
+def _file_in(folder: Path, name: str, split: str) -> Path | None:
+    """The file of a split's rows; lines that are joined already only for e-SNLI."""
+    rows = [place / f"{name}_{split}.json" for place in (folder, folder / name)]
+    lines = [folder / f"{split}.jsonl"] if name == "esnli" else []
+    return next((file for file in (*rows, *lines) if file.is_file()), None)
+
+
 def _pairs(folder: Path, name: str, split: str) -> Iterator[tuple[Item, Said | str]]:
     """Each row with what the LLM said of it, or why that cannot be parsed."""
     file = f"{name}_{split}.json"
@@ -109,6 +123,7 @@ def _pairs(folder: Path, name: str, split: str) -> Iterator[tuple[Item, Said | s
             "joined by position they would be misaligned",
             "use the outputs that were made from this file, all of them",
         )
+    check_aligned(rows, outputs, layout, f"{place / 'llm'}/{split}_CoT_*.json")
     for gold, output in zip(rows, outputs, strict=True):
         yield gold, _or_reason(layout.said, gold, output)
 

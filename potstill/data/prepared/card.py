@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from potstill.data.corpus.building import tokenizer_card
-from potstill.data.tokenise import Template
+from potstill.data.tokenise import Template, encodes_pairs
 from potstill.errors import DataError
 from potstill.recipe import Data
 
@@ -65,9 +65,10 @@ def overrides_of(card: Card) -> list[str]:
 
 
 def tokenizer_of(tokenizer: Any, template: Template) -> dict[str, Any]:
-    """Which tokenizer it is, and which chat template where prompts go through one."""
+    """Which tokenizer it is, which chat template where prompts go through one, and whether it encodes pairs."""
     hashed = sha256(str(tokenizer.chat_template).encode()).hexdigest() if template == "chat" else None
-    return tokenizer_card(tokenizer) | {"chat_template_sha256": hashed}
+    pairs = {"pairs": True} if encodes_pairs(tokenizer) else {}  # said where it is so: older cards have no word for it
+    return tokenizer_card(tokenizer) | {"chat_template_sha256": hashed} | pairs
 
 
 def file_card(file: Path, rows: int) -> FileCard:
@@ -112,8 +113,9 @@ def check_tokenizer(folder: Path, card: Card, tokenizer: Any) -> None:
         "sha256": "its rules and vocabulary",
         "eos_id": "its end-of-sequence token",
         "chat_template_sha256": "its chat template",
+        "pairs": "what it is for, a causal or an encoder-decoder model",
     }
-    if differing := [what for key, what in checked.items() if then.get(key) != now[key]]:
+    if differing := [what for key, what in checked.items() if then.get(key) != now.get(key)]:
         names = f"{then.get('name') or 'another tokenizer'}, and the model's is {now['name'] or 'another'}"
         cause = f"{folder} was prepared with the tokenizer of {names}: they differ in {' and '.join(differing)}"
         raise DataError(cause, "prepare the rows again with --model set to the student")

@@ -70,7 +70,9 @@ def open_records(folder: Path, config: Data, tokenizer: Any, *, quarantine_file:
     files = {name: _file_counts(folder, one) for name, one in sets.items()}
     given_away = overlap(list(_examples(rows["heldout"])), _examples(rows["train"]))
     counts = {"format": "bin/idx", "template": "none"}
-    counts |= totals(files, {name: tallies[name] for name in SPLITS}, unused=unused, overlap=given_away)
+    counts |= totals(
+        files, {name: tallies[name] for name in SPLITS}, apart={"unused_heldout": unused}, overlap=given_away
+    )
     return Prepared(rows["train"], rows["validation"], rows["heldout"], counts)
 
 

@@ -96,9 +96,22 @@ def share_interval(scores: Scores) -> Interval:
     """
     values = np.asarray(scores, dtype=float)
     if len(values) and (not values.any() or (values == 1).all()):
-        unseen = NORMAL_95**2 / (len(values) + NORMAL_95**2)
-        return Interval(0.0, unseen) if not values.any() else Interval(1 - unseen, 1.0)
+        return wilson_interval(int(values.sum()), len(values))
     return bootstrap_interval(values)
+
+
+def wilson_interval(successes: int, trials: int) -> Interval:
+    """The 95% interval of a share: within 0 and 1, and of some width even where all trials went the same way.
+
+    Raises: ValueError without trials.
+    Source: Wilson 1927, as above.
+    """
+    if trials < 1:
+        raise ValueError("a share of no trials has no interval")
+    share, weight = successes / trials, NORMAL_95**2 / trials
+    middle = (share + weight / 2) / (1 + weight)
+    half = NORMAL_95 / (1 + weight) * math.sqrt(share * (1 - share) / trials + weight / (4 * trials))
+    return Interval(0.0 if successes == 0 else middle - half, 1.0 if successes == trials else middle + half)
 
 
 def paired_difference(ours: Scores, theirs: Scores, *, weights: Scores | None = None, seed: int = 0) -> Difference:

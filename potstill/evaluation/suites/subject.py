@@ -12,16 +12,17 @@ import torch
 
 from potstill import weighting
 from potstill.data.examples import Example, Tokenised
-from potstill.data.tokenise import Template, choose_template, tokenise
+from potstill.data.order import seed_of
+from potstill.data.tokenise import Template, choose_template, encodes_pairs, tokenise
 from potstill.errors import DataError, ModelError
-from potstill.models.families import Family, check_projection, evaluating, family_of, positions_of
+from potstill.models.families import Family, check_projection, evaluating, family_of
 from potstill.models.loading import load, local_source
+from potstill.models.positions import positions_of, room_for_prompt
 from potstill.recipe import Data
 from potstill.sampling.distributions import Decoding
 from potstill.sampling.policies import Single
 from potstill.sampling.writer import LocalWriter
 from potstill.sources.dataset import batches
-from potstill.sources.rollout import seed_of
 
 UNLIMITED = 1_000_000  # tokens
 # Files that say, beside the weights, what a model is.
@@ -71,10 +72,10 @@ class Subject:
 
     def room_for_prompt(self, wanted: int, max_new_tokens: int) -> int:
         """Tokens a prompt may have: as many as are wanted, or as the model's positions leave. Raises: ModelError."""
-        positions = positions_of(self.family.model.config.get_text_config())
-        room = wanted if positions is None else min(wanted, positions - max_new_tokens)
+        config = self.family.model.config.get_text_config()
+        room = room_for_prompt(config, wanted, max_new_tokens)
         if room < 1:
-            cause = f"{self.name} has {positions} positions, and {max_new_tokens} tokens are to be written"
+            cause = f"{self.name} has {positions_of(config)} positions, and {max_new_tokens} tokens are to be written"
             raise ModelError(cause, "give a smaller --max-new-tokens, or leave the suite out for this model")
         return room
 
@@ -86,9 +87,11 @@ class Subject:
     def nats(self, prompts: Sequence[str], responses: Sequence[str]) -> list[tuple[float, int]]:
         """How unlikely each response is after its prompt: nats in all, and tokens; the end is not asked for.
 
-        Without a chat template a response that does not begin with a space gets one, as it would stand in text.
+        Without a chat template a response that does not begin with a space gets one, as it would stand in text; an
+        encoder-decoder model's response continues nothing.
         """
-        spaced = [text if self.template == "chat" or text[:1].isspace() else f" {text}" for text in responses]
+        apart = self.template == "chat" or encodes_pairs(self.tokenizer)
+        spaced = [text if apart or text[:1].isspace() else f" {text}" for text in responses]
         examples = [Example(p.rstrip(), r, str(at)) for at, (p, r) in enumerate(zip(prompts, spaced, strict=True))]
         return self.nats_of([_without_end(row, self.tokenizer.eos_token_id) for row in self._tokenised(examples)])
 

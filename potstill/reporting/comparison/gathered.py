@@ -140,7 +140,9 @@ def own_measures(runs: Sequence[Run], models: Sequence[Entry]) -> list[Measure]:
         for score, name, better, unit in OWN
     ]
     rouge = {key: _scores(some, "rouge_l") for key, some in rows.items()}
+    right = {key: _scores(some, "accuracy") for key, some in rows.items()}
     found.append(Measure("Rouge-L", "higher", rouge, how, between=ends))
+    found.append(Measure("accuracy", "higher", right, how, "percent", ends, of_trials=True))
     return [measure for measure in found if any(measure.scores.values())]
 
 
@@ -181,8 +183,9 @@ def _example(row: Mapping[str, Any]) -> str:
 def _told(runs: Sequence[Run]) -> str:
     measured = settings.measured_with(runs[0])
     return (
-        f"{runs[0].name}'s held-out rows: figures of tokens on all that are measured, Rouge-L of greedy answers of at "
-        f"most {measured['max_new_tokens']} tokens on the first {measured['generate_examples']}"
+        f"{runs[0].name}'s held-out rows: figures of tokens on all that are measured, Rouge-L of "
+        f"{settings.answers(runs[0])} of at most {measured['max_new_tokens']} tokens on the first "
+        f"{measured['generate_examples']}"
     )
 
 

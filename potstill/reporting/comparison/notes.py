@@ -69,7 +69,8 @@ def _asked_differently(results: Mapping[str, Sequence[Result]]) -> Iterator[str]
 def hygiene(runs: Sequence[Run], results: Mapping[str, Sequence[Result]]) -> Iterator[str]:
     """On which rows each checkpoint was chosen, and how often test rows have been looked at."""
     chosen = sorted({settings.measured_with(run)["best_by"] or "an unknown figure" for run in runs})
-    newest = " (of those within a standard error of the highest Rouge-L the newest)" if "rouge_l" in chosen else ""
+    noisy = [name for key, name in (("rouge_l", "Rouge-L"), ("accuracy", "accuracy")) if key in chosen]
+    newest = f" (of those within a standard error of the highest {' or '.join(noisy)} the newest)" if noisy else ""
     yield (
         f"Each student is the checkpoint that was best on the validation rows, by {' or '.join(chosen)}{newest}; its "
         "held-out rows were measured once, after training, and chose nothing."

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from potstill.data.catalogue import load
 from potstill.data.catalogue.item import Item
 from potstill.data.catalogue.llm_outputs import LAYOUTS, Said
 from potstill.data.catalogue.step_by_step import Joined, joined
@@ -306,15 +305,36 @@ def test_palms_equations(data_dir: Path, split: str, num_rows: int, num_failures
     assert found.agreement == pytest.approx(100 * num_right / num_rows)
 
 
-def test_real_outputs_moved_by_one_row_do_not_agree(data_dir: Path, tmp_path: Path) -> None:
-    """What a silent misalignment would look like: the figure is no accident of the join."""
-    whole = load("cqa", "test", folder=data_dir / "dss_raw" / "cqa").file
-    rows = whole.read_text(encoding="utf-8").splitlines()
-    (tmp_path / "cqa_test.json").write_text("\n".join([*rows[1:], rows[0]]) + "\n", encoding="utf-8")
-    (tmp_path / "llm").symlink_to(whole.parent / "llm")
-    found = joined(tmp_path, "cqa", "test")
-    assert found.agreement is not None
-    assert found.agreement < 5
+def moved(data_dir: Path, folder: Path, name: str, split: str, start: int) -> Path:
+    """A copy of a real split in which rows from ``start`` on stand beside the next row's output."""
+    source = data_dir / "dss_raw" / name
+    rows = (source / f"{name}_{split}.json").read_text(encoding="utf-8").splitlines()
+    shifted = [*rows[:start], *rows[start + 1 :], rows[start]]
+    (folder / f"{name}_{split}.json").write_text("\n".join(shifted) + "\n", encoding="utf-8")
+    (folder / "llm").symlink_to(source / "llm")
+    return folder
+
+
+@pytest.mark.parametrize(("name", "split"), [("cqa", "test"), ("svamp", "train"), ("svamp", "test"), ("anli1", "test")])
+def test_real_outputs_moved_by_one_row_are_refused(data_dir: Path, tmp_path: Path, name: str, split: str) -> None:
+    with pytest.raises(DataError, match="shifted or shuffled"):
+        joined(moved(data_dir, tmp_path, name, split, 0), name, split)
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "start", "shown"),
+    [
+        ("cqa", "test", 600, "601 to 700"),
+        ("svamp", "train", 420, "401 to 500"),
+        ("svamp", "train", 720, "701 to 800"),
+        ("anli1", "test", 830, "801 to 900"),
+    ],
+)
+def test_real_outputs_moved_from_some_row_on_are_refused(
+    data_dir: Path, tmp_path: Path, name: str, split: str, start: int, shown: str
+) -> None:
+    with pytest.raises(DataError, match=f"the labels of outputs {shown} agree with"):
+        joined(moved(data_dir, tmp_path, name, split, start), name, split)
 
 
 def test_the_label_stands_after_the_last_mark() -> None:

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from potstill.errors import ConfigError, DataError, PotstillError
-from potstill.evaluation.judge.asking import GIVE_UP, Asked, ask
-from potstill.evaluation.judge.endpoint import Endpoint, endpoint_at
+from potstill.evaluation.judge.asking import Asked, ask
 from potstill.evaluation.judge.pairs import pair_of
+from potstill.served.asking import GIVE_UP
+from potstill.served.endpoint import Endpoint, endpoint_at
 
 PAIRS = [pair_of(f"p{n}", f"question {n}", "ours", "theirs") for n in range(8)]
 KEY = "sk-very-secret-0123456789"

@@ -69,13 +69,13 @@ def test_block_influence_finds_the_layer_that_does_nothing() -> None:
         layer.self_attn.o_proj.weight.zero_()
         layer.mlp.down_proj.weight.zero_()
     batches = [tiny.batch([(3, 9), (7, 2)]), tiny.batch([(5, 5)], seed=1)]
-    influence = pruning.block_influence(model, batches)
+    influence = pruning.block_influence(model, batches)["decoder"]
     assert influence[2] == pytest.approx(0, abs=1e-6)
     assert influence[[0, 1, 3]].min() > 1e-3
-    kept, found = pruning.choose_layers(model, 3, "block_influence", batches)
-    assert kept == (0, 1, 3)
-    assert found is not None
-    torch.testing.assert_close(found, influence)
+    kept = pruning.choose_layers(model, 3, "block_influence", batches)["decoder"]
+    assert (kept.layers, kept.of_layers) == ((0, 1, 3), 4)
+    assert kept.influence is not None
+    torch.testing.assert_close(kept.influence, influence)
 
 
 def test_block_influence_is_one_minus_the_mean_cosine_over_real_tokens() -> None:
@@ -89,7 +89,7 @@ def test_block_influence_is_one_minus_the_mean_cosine_over_real_tokens() -> None
         entering = model.model.embed_tokens(ids[None])
         after_first = model(ids[None], output_hidden_states=True).hidden_states[1]
         expected.append(1 - torch.cosine_similarity(entering[0], after_first[0], dim=-1))
-    assert pruning.block_influence(model, [batch])[0].item() == pytest.approx(
+    assert pruning.block_influence(model, [batch])["decoder"][0].item() == pytest.approx(
         torch.cat(expected).mean().item(), abs=1e-6
     )
 
@@ -97,8 +97,8 @@ def test_block_influence_is_one_minus_the_mean_cosine_over_real_tokens() -> None
 def test_even_spacing_keeps_both_ends() -> None:
     assert pruning.evenly_spaced(3, 7) == (0, 3, 6)
     assert pruning.evenly_spaced(1, 7) == (0,)
-    assert pruning.choose_layers(tiny.llama(layers=5), 3, "even", [])[0] == (0, 2, 4)
-    assert pruning.choose_layers(tiny.llama(layers=3), 3, "block_influence", [])[0] == (0, 1, 2)
+    assert pruning.choose_layers(tiny.llama(layers=5), 3, "even", [])["decoder"].layers == (0, 2, 4)
+    assert pruning.choose_layers(tiny.llama(layers=3), 3, "block_influence", [])["decoder"].layers == (0, 1, 2)
 
 
 @pytest.mark.parametrize(

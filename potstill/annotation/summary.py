@@ -1,0 +1,30 @@
+"""The figures of a card in lines, for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def summary(card: dict[str, Any], out: Path, review: Path | None) -> str:
+    """The card's figures in lines."""
+    counts, rows = card["counts"], card["rows"]
+    lines = {"rows": f"{rows['asked']} asked about, {rows['human']} of people kept"}
+    if rows["quarantined"]:
+        lines["rows that cannot be used"] = str(rows["quarantined"])
+    if rows["left_out_as_shots"]:
+        lines["rows that are shots"] = f"{len(rows['left_out_as_shots'])}, not asked about"
+    lines["mode"] = card["settings"]["mode"]
+    lines["annotations"] = f"{counts['annotations']}, of which {counts['kept']} are kept"
+    lines |= {f"unread: {why}": str(num) for why, num in counts["unread"].items()}
+    for step in counts["filters"]:
+        lines[step["name"]] = f"{step['dropped']} dropped, {step['changed']} changed"
+    if told := counts["agreement"]:
+        share = f"{told['share']:.3f} [{told['low']:.3f}, {told['high']:.3f}]"
+        lines["labels that are gold"] = f"{share}, {told['same']} of {told['of']}"
+    if told := card["review"]:
+        lines["reviewed"] = f"{told['edited']} edited, {told['brought_back']} brought back, {told['dropped']} dropped"
+    lines["seconds"] = f"{card['seconds']:.1f}"
+    width = max(map(len, lines))
+    wrote = f"wrote {out}" + (f" and {review}, to decide in and take over with --apply" if review else "")
+    return "\n".join([*(f"{name:{width}}  {value}" for name, value in lines.items()), wrote])

@@ -1,0 +1,104 @@
+"""A recipe as it is, but for how much of it there is: small models, a few rows, one step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from potstill import recipe as schema
+from potstill.checks.dry.models import LAYERS, Key, layers_of_stacks
+from potstill.checks.dry.sizes import Pair
+from potstill.models.layout import DECODER, ENCODER
+from potstill.recipe import Data, DatasetSource
+
+BATCH, NEW_TOKENS, MEASURED = 2, 8, 2  # sequences; tokens of what is written; rows that are measured
+Layers: TypeAlias = Mapping[str, int]  # of each stack
+Text: TypeAlias = Callable[[schema.Stage, DatasetSource], DatasetSource]
+
+
+def shrunken(
+    recipe: schema.Recipe,
+    places: Mapping[Key, Path],
+    full: Sequence[Pair],
+    rows: Callable[[schema.Stage], Data],
+    text: Text,
+) -> schema.Recipe:
+    """The recipe to be tried.
+
+    Args:
+        places: the folder of each model's small one.
+        full: the models of each stage at full size.
+        rows: gives the data of a stage. text: gives the plain text of a stream.
+    """
+    stages = []
+    for stage, pair in zip(recipe.stages, full, strict=True):
+        less = {
+            **_models(pair, {key: str(place) for key, place in places.items()}),
+            "data": rows(stage),
+            "streams": tuple(_stream(stage, stream, text) for stream in stage.streams),
+            "batch": schema.Batching(size=min(BATCH, stage.batch.size), micro_size=_micro(stage.batch)),
+            "budget": schema.Budget(steps=1),
+            "evaluation": _evaluation(stage.evaluation),
+        }
+        stages.append(stage.model_copy(update=less))
+    return recipe.model_copy(update={"stages": tuple(stages), "run": None})
+
+
+def _micro(batch: schema.Batching) -> Any:
+    return batch.micro_size if batch.micro_size == "auto" else min(BATCH, batch.micro_size)
+
+
+def _models(pair: Pair, places: Mapping[Key, str]) -> dict[str, Any]:
+    stage = pair.stage
+    found: dict[str, Any] = {}
+    if isinstance(stage.teacher, schema.Teacher):
+        folder = places[stage.teacher.model, stage.teacher.revision]
+        found["teacher"] = stage.teacher.model_copy(update={"model": folder, "revision": None})
+    match stage.student:
+        case schema.PretrainedStudent() | schema.FreshStudent():
+            folder = places[stage.student.model, stage.student.revision]
+            found["student"] = stage.student.model_copy(update={"model": folder, "revision": None})
+        case schema.PrunedStudent(model=name):
+            again = name is None and isinstance(stage.teacher, schema.StageTeacher)
+            of, kept = layers_of_stacks(pair.source), layers_of_stacks(pair.student)
+            less = _kept(stage.student, of, kept, again=again)
+            found["student"] = stage.student.model_copy(update={"model": name and places[name, None], **less})
+    return found
+
+
+def _kept(student: schema.PrunedStudent, of: Layers, kept: Layers, *, again: bool) -> dict[str, Any]:
+    """What is cut at full size is cut here too: to one layer, of two. ``again``: what an earlier stage may have cut."""
+    found: dict[str, Any] = {"keep_layers": _few(student.keep_layers, of[DECODER], kept[DECODER], again)}
+    if student.keep_encoder_layers is not None:
+        found["keep_encoder_layers"] = _few(student.keep_encoder_layers, of[ENCODER], kept[ENCODER], again)
+    return found
+
+
+def _few(setting: int | tuple[int, ...], of: int, kept: int, again: bool) -> int | tuple[int, ...]:
+    few = min(LAYERS, of) if kept == of and not again else 1
+    return few if isinstance(setting, int) else tuple(range(few))
+
+
+def _stream(stage: schema.Stage, stream: schema.Stream, text: Text) -> schema.Stream:
+    source: Any = stream.source
+    match source:
+        case DatasetSource():
+            source = text(stage, source)
+        case schema.RolloutSource():
+            source = _rollout(source)
+        case _:
+            source = source.model_copy(update={"rollout": _rollout(source.rollout)})
+    return stream.model_copy(update={"source": source})
+
+
+def _rollout(rollout: schema.RolloutSource) -> schema.RolloutSource:
+    """Few tokens, written here; none filtered out, since nothing that random weights write is finished."""
+    less = {"max_new_tokens": min(NEW_TOKENS, rollout.max_new_tokens), "engine": "local", "filters": ()}
+    return rollout.model_copy(update=less if rollout.policy.name == "teacher" else less | {"filters": rollout.filters})
+
+
+def _evaluation(asked: schema.Evaluation) -> schema.Evaluation:
+    less = {"max_examples": MEASURED, "generate_examples": MEASURED, "batch_size": MEASURED}
+    less["max_new_tokens"] = NEW_TOKENS
+    return asked.model_copy(update={name: min(most, getattr(asked, name)) for name, most in less.items()})

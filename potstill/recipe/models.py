@@ -1,0 +1,116 @@
+"""The models of a stage: who teaches, who learns, and what of either an earlier stage has made."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from potstill.recipe.section import Count, Index, Section
+
+PREVIOUS = "previous"  # the stage before
+
+
+class Teacher(Section):
+    """A language model that is never trained."""
+
+    shorthand: ClassVar[str | None] = "model"
+    kind: Literal["model"] = Field("model", exclude=True)  # what a teacher is that is no stage's student
+    model: str = "smollm2-135m-instruct"  # an embedded name, a folder, a .gguf file or a hub id
+    revision: str | None = None
+
+
+class StageTeacher(Section):
+    """The student that an earlier stage has made, frozen; ``previous`` is the stage before."""
+
+    shorthand: ClassVar[str | None] = "stage"
+    kind: Literal["stage"] = "stage"
+    stage: str = PREVIOUS
+
+    @property
+    def model(self) -> str:
+        """What it is called until its stage is finished and there is a folder."""
+        return f"stage:{self.stage}"
+
+    @property
+    def revision(self) -> None:
+        """None: a folder has none."""
+
+
+AnyTeacher = Annotated[Teacher | StageTeacher, Field(discriminator="kind")]
+
+
+def teacher_of(value: Any) -> Any:
+    """``teacher: gpt2`` is short for ``{model: gpt2}``, and ``teacher: previous`` for ``{stage: previous}``."""
+    if isinstance(value, str):
+        return {"kind": "stage", "stage": PREVIOUS} if value == PREVIOUS else {"kind": "model", "model": value}
+    if isinstance(value, dict) and "kind" not in value:
+        return {"kind": "stage" if "stage" in value else "model", **value}
+    return value
+
+
+class PrunedStudent(Section):
+    """Some of a larger model's layers, embedding and head included.
+
+    Of an encoder-decoder model ``keep_layers`` are the decoder's; the encoder keeps as many, or all its layers where
+    they are named one by one, unless ``keep_encoder_layers`` says otherwise.
+    """
+
+    kind: Literal["pruned"] = "pruned"
+    model: str | None = None  # what is cut; the stage's teacher where unset
+    keep_layers: Count | Annotated[tuple[Index, ...], Field(min_length=1)] = 10
+    keep_encoder_layers: Count | Annotated[tuple[Index, ...], Field(min_length=1)] | None = None
+    choose_by: Literal["block_influence", "even"] = "block_influence"  # Men et al. 2024, ShortGPT
+    freeze_embeddings: bool = True  # they are the teacher's own already, and 45% of a small student
+
+
+class PretrainedStudent(Section):
+    """A model as it is."""
+
+    shorthand: ClassVar[str | None] = "model"
+    kind: Literal["pretrained"] = "pretrained"
+    model: str
+    revision: str | None = None
+    freeze_embeddings: bool = False
+
+
+class FreshStudent(Section):
+    """A model's architecture and tokenizer with weights drawn anew, by the recipe's seed."""
+
+    kind: Literal["fresh"] = "fresh"
+    model: str  # a folder that has a config and a tokenizer, or any other model; its own weights are not read
+    revision: str | None = None
+    freeze_embeddings: bool = False
+
+
+class PreviousStudent(Section):
+    """The student that the stage before has made, trained further."""
+
+    kind: Literal["previous"] = "previous"
+    freeze_embeddings: bool = False
+
+    @property
+    def model(self) -> str:
+        """What it is called until that stage is finished and there is a folder."""
+        return f"stage:{PREVIOUS}"
+
+
+Student = Annotated[PrunedStudent | PretrainedStudent | FreshStudent | PreviousStudent, Field(discriminator="kind")]
+
+
+def student_of(value: Any) -> Any:
+    """``student: gpt2`` is short for ``{kind: pretrained, model: gpt2}``, and ``student: previous`` for
+    ``{kind: previous}``; the kind may be left out of a pruned one."""
+    if value == PREVIOUS:
+        return {"kind": PREVIOUS}
+    if isinstance(value, str):
+        return {"kind": "pretrained", "model": value}
+    if isinstance(value, dict) and "kind" not in value:
+        return {"kind": "pruned", **value}
+    if isinstance(value, dict) and value.get("kind") == "pretrained" and "keep_layers" in value:
+        model = value.get("model", "MODEL")
+        raise ValueError(
+            "is a model as it is, and keep_layers is of one that is cut. "
+            f"Set student.model={model} beside student.keep_layers, and not student={model}"
+        )
+    return value

@@ -1,0 +1,1 @@
+"""Models behind an OpenAI-compatible server: one question, and many of them."""

@@ -1,0 +1,181 @@
+"""The review file: what a person reads in it, that what they decide comes back, and that nothing else does."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from potstill.annotation.filters import FILTERS, Sieved, Step, sieved
+from potstill.annotation.reading import Annotation
+from potstill.annotation.review import decided, read_review, write_review
+from potstill.errors import ConfigError, DataError
+from tests.unit.annotation.asking_tiny import annotate, lines
+
+SHORT = Step("too_short", FILTERS["too_short"])
+
+
+def said(name: str, rationale: str | None = "It is so.", **other: Any) -> Annotation:
+    return Annotation(name, 0, f"the prompt of {name}", "yes", **({"rationale": rationale} | other))
+
+
+FOUND = [
+    sieved(said("a"), [SHORT]),
+    sieved(said("b", "no"), [SHORT]),
+    sieved(said("=1+1", '@sum(A1), "quoted"\nand more'), [SHORT]),
+    sieved(said("d", None, unread="nothing was written"), [SHORT]),
+    sieved(said("e", "as people say", origin="human"), [SHORT]),
+]
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    if file.suffix == ".jsonl":
+        return [json.loads(line) for line in file.read_text().splitlines()]
+    with open(file, newline="", encoding="utf-8") as handle:
+        return list(csv.DictReader(handle))
+
+
+def save(file: Path, changed: list[dict[str, str]]) -> None:
+    if file.suffix == ".jsonl":
+        file.write_text("".join(json.dumps(row) + "\n" for row in changed))
+        return
+    with open(file, "w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, changed[0])
+        writer.writeheader()
+        writer.writerows(changed)
+
+
+def edited(file: Path, **changes: dict[str, str]) -> Path:
+    """The review with changes to the rows of these numbers: r0, r1 and so on."""
+    there = rows(file)
+    for name, change in changes.items():
+        there[int(name[1:])] |= change
+    save(file, there)
+    return file
+
+
+@pytest.fixture(params=["review.csv", "review.jsonl"])
+def review(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    write_review(tmp_path / request.param, FOUND)
+    return tmp_path / str(request.param)
+
+
+def kept(review: Path, found: list[Sieved] = FOUND) -> dict[str, tuple[str | None, str]]:
+    verdicts = read_review(review, found)
+    after = [decided(one, verdicts) for one in found]
+    return {one.id: (one.rationale, one.origin) for one in after if one}
+
+
+def test_a_person_sees_what_was_kept_and_what_was_dropped_and_why(review: Path) -> None:
+    there = rows(review)
+    assert [row["dropped_by"] for row in there] == ["", "too_short", "", "unread"]
+    assert there[1]["why"] == "fewer than 5 characters"
+    assert (there[0]["prompt"], there[0]["gold"], there[0]["rationale"]) == ("the prompt of a", "yes", "It is so.")
+    assert {row["verdict"] + row["edited"] for row in there} == {""}
+
+
+def test_no_cell_of_a_csv_is_a_formula(tmp_path: Path) -> None:
+    write_review(tmp_path / "r.csv", FOUND)
+    assert (rows(tmp_path / "r.csv")[2]["id"], rows(tmp_path / "r.csv")[2]["rationale"][:2]) == ("'=1+1", "'@")
+
+
+def test_an_untouched_review_changes_nothing(review: Path) -> None:
+    assert kept(review) == {
+        "a": ("It is so.", "teacher"),
+        "=1+1": ('@sum(A1), "quoted"\nand more', "teacher"),
+        "e": ("as people say", "human"),
+    }
+
+
+def test_decisions_come_back(review: Path) -> None:
+    changes = {"r0": {"verdict": "drop"}, "r1": {"verdict": " Keep "}, "r2": {"edited": "-it is «so»: 好"}}
+    edited(review, **changes, r3={"verdict": "keep", "edited": "written by hand"})
+    assert kept(review) == {
+        "b": ("no", "teacher"),
+        "=1+1": ("-it is «so»: 好", "human-edited"),
+        "d": ("written by hand", "human-edited"),
+        "e": ("as people say", "human"),
+    }
+
+
+def test_rows_that_were_taken_out_stay_as_they_are(review: Path) -> None:
+    save(review, rows(review)[1:2])
+    assert set(kept(review)) == {"a", "=1+1", "e"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"verdict": "maybe"}, "'verdict' is 'maybe'"),
+        ({"verdict": "drop", "edited": "words"}, "has words in 'edited'"),
+        ({"sha256": "0" * 16}, "a review of other annotations"),
+        ({"id": "z"}, "a review of other annotations"),
+        ({"sample": "x"}, "'sample' is no number"),
+    ],
+)
+def test_what_cannot_be_meant_is_named(review: Path, change: dict[str, str], message: str) -> None:
+    edited(review, r0=change)
+    with pytest.raises(DataError, match=message) as caught:
+        read_review(review, FOUND)
+    assert caught.value.cause.startswith(f"{review}:{2 if review.suffix == '.csv' else 1}: ")
+
+
+def test_what_was_never_read_cannot_be_kept_as_it_is(review: Path) -> None:
+    edited(review, r3={"verdict": "keep"})
+    with pytest.raises(DataError, match="nothing could be read that can be kept"):
+        read_review(review, FOUND)
+
+
+def test_a_row_twice_is_refused(review: Path) -> None:
+    save(review, [*rows(review), rows(review)[0]])
+    with pytest.raises(DataError, match=r"stands at .* already"):
+        read_review(review, FOUND)
+
+
+def test_a_review_of_other_words_is_refused(review: Path) -> None:
+    other = [sieved(said("a", "It is otherwise."), [SHORT]), *FOUND[1:]]
+    with pytest.raises(DataError, match="a review of other annotations"):
+        read_review(review, other)
+    with pytest.raises(DataError, match="a review of other annotations"):
+        read_review(review, [Sieved(FOUND[0].annotation, "blacklist"), *FOUND[1:]])
+
+
+def test_a_missing_column_is_named(review: Path) -> None:
+    save(review, [{name: value for name, value in row.items() if name != "edited"} for row in rows(review)])
+    with pytest.raises(DataError, match="missing field 'edited'"):
+        read_review(review, FOUND)
+
+
+@pytest.mark.parametrize(("words", "refused"), [("no", False), ("perhaps", True)])
+def test_an_edited_label_is_one_of_the_options(tmp_path: Path, words: str, refused: bool) -> None:
+    found = [sieved(said("a", None, mode="label", label="yes", options=("yes", "no"), asks_label=True), [])]
+    write_review(tmp_path / "r.csv", found)
+    edited(tmp_path / "r.csv", r0={"edited": words})
+    if refused:
+        with pytest.raises(DataError, match="none of the options"):
+            read_review(tmp_path / "r.csv", found)
+    else:
+        after = decided(found[0], read_review(tmp_path / "r.csv", found))
+        assert after is not None
+        assert (after.label, after.rationale, after.origin) == ("no", None, "human-edited")
+
+
+def test_the_command_writes_takes_over_and_does_not_forget(here: Path) -> None:
+    wanted = ("--want", "rationale", "--filters", "none")
+    annotate(*wanted, "--review", "r.csv")
+    edited(Path("r.csv"), r0={"verdict": "drop"}, r1={"edited": "Goats eat hats."})
+    with pytest.raises(ConfigError, match="may hold what a person decided"):
+        annotate(*wanted, "--review", "r.csv")
+    card = annotate(*wanted, "--apply", "r.csv")
+    assert [line["id"] for line in lines()] == ["b", "c", "d"]
+    assert (lines()[0]["rationale"], lines()[0]["origin"]) == ("Goats eat hats.", "human-edited")
+    told = {name: card["review"][name] for name in ("file", "edited", "brought_back", "dropped")}
+    assert told == {"file": "r.csv", "edited": 1, "brought_back": 0, "dropped": 1}
+    with pytest.raises(ConfigError, match="would lose it"):
+        annotate(*wanted)
+    assert lines()[0]["origin"] == "human-edited"
+    with pytest.raises(DataError, match="other annotations"):
+        annotate("--want", "rationale", "--filters", "unfinished", "--apply", "r.csv")

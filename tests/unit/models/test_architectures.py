@@ -1,0 +1,61 @@
+"""Architectures that are known by name, at the sizes that their checkpoints have."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from potstill.errors import ModelError
+from potstill.models import architectures
+from potstill.models.architectures import KNOWN, built, has_own_head, known_config
+from tests import tiny
+
+
+# As counted from the published checkpoints' own tensors.
+@pytest.mark.parametrize(("size", "parameters"), [("small", 76_961_152), ("base", 247_577_856), ("large", 783_150_080)])
+@pytest.mark.parametrize("family", ["google/flan-t5-", "google/t5-v1_1-"])
+def test_a_known_architecture_has_its_checkpoints_size(family: str, size: str, parameters: int) -> None:
+    model = built(known_config(family + size), device="meta")
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert all(p.device.type == "meta" for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_every_known_architecture_says_how_its_text_begins_and_ends(name: str) -> None:
+    config = known_config(name)
+    assert (config.decoder_start_token_id, config.eos_token_id, config.pad_token_id) == (0, 1, 0)
+    assert config.is_encoder_decoder
+    assert config.dense_act_fn == "gelu_new"
+    assert config.num_layers == config.num_decoder_layers
+
+
+def test_a_t5_of_version_1_1_gets_a_head_of_its_own() -> None:
+    version_1, version_1_1 = tiny.t5().config, tiny.t5(gated=True, tied=False).config
+    assert (has_own_head(version_1), has_own_head(version_1_1)) == (False, True)
+    assert has_own_head(known_config("google/flan-t5-small"))
+    for config, own in ((version_1, False), (version_1_1, True)):
+        model = built(config)
+        assert (model.lm_head.weight is not model.shared.weight) == own
+    assert not has_own_head(tiny.llama(tied=False).config)
+
+
+def test_weights_are_the_seeds_and_nothing_else_is_drawn() -> None:
+    config = tiny.t5(gated=True, tied=False).config
+    before = torch.get_rng_state()
+    first, again, other = built(config, seed=1), built(config, seed=1), built(config, seed=2)
+    assert torch.equal(torch.get_rng_state(), before)
+    same = [torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True)]
+    assert all(same)
+    assert not torch.equal(first.lm_head.weight, other.lm_head.weight)
+
+
+def test_another_architecture_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(architectures.KNOWN, "gpt2", {"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12})
+    assert sum(p.numel() for p in built(known_config("gpt2"), device="meta").parameters()) == 124_439_808
+
+
+def test_an_unknown_name_says_what_to_do() -> None:
+    with pytest.raises(ModelError, match=r"google/flan-t5-bas: .* not known") as error:
+        known_config("google/flan-t5-bas")
+    assert "Did you mean 'google/flan-t5-base'" in str(error.value)
+    assert "add a line to KNOWN" in str(error.value)
