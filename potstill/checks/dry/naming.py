@@ -20,7 +20,7 @@ def of_stage(name: str, called: Mapping[str, str] = {}) -> Iterator[None]:
     except Stopped:
         raise
     except PotstillError as error:
-        for folder, own in called.items():
+        for folder, own in sorted(called.items(), reverse=True):  # model-10 before model-1
             error.cause = error.cause.replace(folder, own)
             error.fix = error.fix and error.fix.replace(folder, own)
         error.cause = f"stage {name}: {error.cause}"

@@ -14,6 +14,7 @@ from potstill import recipe as schema
 from potstill import recipe_io
 from potstill.checks.dry import data as dry_data
 from potstill.checks.dry.models import Blueprint, blueprint, layers_of_stacks, small_config
+from potstill.checks.dry.naming import of_stage
 from potstill.checks.dry.shrinking import shrunken
 from potstill.checks.dry.sizes import Pair, memory, pairs
 from potstill.checks.dry.tokenizers import Chosen, stand_in_tokenizer, tokenizers_of
@@ -148,6 +149,13 @@ def test_everything_else_is_as_the_recipe_has_it() -> None:
         assert rollout is not None
         assert before is not None
         assert rollout == before.model_copy(update={"max_new_tokens": 8})
+
+
+def test_a_failure_is_told_in_the_words_of_the_recipe() -> None:
+    called = {"/tried/model-1": "gpt2", "/tried/model-10": "opt"}
+    with pytest.raises(ModelError) as error, of_stage("warm-up", called):
+        raise ModelError("/tried/model-10: broken, not /tried/model-1", "look into /tried/model-1/config.json")
+    assert str(error.value) == "stage warm-up: opt: broken, not gpt2\n  fix: look into gpt2/config.json"
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
