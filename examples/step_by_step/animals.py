@@ -9,7 +9,6 @@ construction. Sentences are TinyStories' (CDLA-Sharing-1.0); test sentences are 
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import sys
@@ -19,13 +18,17 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerFast, T5Config
 
+from potstill.data.catalogue.loading import data_root
+
 NUM_TRAIN, NUM_TEST = 576, 700  # of the first, 64 are for validation
 VOCAB, WIDTH, LAYERS, HEADS = 512, 48, 2, 4
-ANIMALS = """
-    ant bear bee bird bug bunny butterfly cat chicken cow crab deer dog dolphin dragonfly duck elephant fish fly fox frog
-    giraffe goat goose hamster hen horse kitten kitty ladybug lamb lion lizard monkey mouse octopus owl panda parrot
-    penguin pig pony puppy rabbit rat sheep shark snail snake spider squirrel swan tiger turtle whale wolf worm zebra
-""".split()
+WORDS = """
+    ant bear bee bird bug bunny butterfly cat chicken cow crab deer dog dolphin dragonfly duck elephant fish fly
+    fox frog giraffe goat goose hamster hen horse kitten kitty ladybug lamb lion lizard monkey mouse octopus owl
+    panda parrot penguin pig pony puppy rabbit rat sheep shark snail snake spider squirrel swan tiger turtle
+    whale wolf worm zebra
+"""
+ANIMALS = WORDS.split()
 IRREGULAR = {"mice": "mouse", "geese": "goose", "wolves": "wolf", "bunnies": "bunny", "puppies": "puppy",
              "ponies": "pony", "butterflies": "butterfly", "kitties": "kitty", "flies": "fly"}  # fmt: skip
 NAMES = {name: name for name in ANIMALS} | {f"{name}s": name for name in ANIMALS} | IRREGULAR
@@ -99,7 +102,7 @@ def write_models(out: Path, stories: Path) -> None:
 
 
 def main(out: Path) -> None:
-    stories = Path(os.environ.get("POTSTILL_DATA", "../shared/data")) / "tinystories"
+    stories = data_root() / "tinystories"
     if not (stories / "train.jsonl").is_file():
         sys.exit(f"there is no {stories}/train.jsonl: set POTSTILL_DATA to a folder with tinystories/ in it")
     out.mkdir(parents=True, exist_ok=True)

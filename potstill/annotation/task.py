@@ -7,11 +7,11 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from potstill.annotation.templates import BUILT_IN, Shot, Template
 from potstill.data.catalogue.item import Item
+from potstill.data.views import MARK
 from potstill.errors import ConfigError
 
 Want: TypeAlias = Literal["label", "rationale", "rationale_and_label", "response"]
 Choose: TypeAlias = Literal["likelihood", "parse"]
-MARK = "So the answer is"  # of the chains of thought of distilling step-by-step (Hsieh et al. 2023)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from potstill.data.shorten import fitted
 from potstill.evaluation.suites.items import check_ids, items_of
 from potstill.evaluation.suites.kept import alone, usable_rows, whole, write_rows
 from potstill.evaluation.suites.subject import Subject, fingerprint_of, open_subject
-from potstill.evaluation.suites.suite import Row, Scores, Suite
+from potstill.evaluation.suites.suite import Row, Scores, Settings, Suite
 from potstill.run import read_jsonl, write_text
 
 AT_ONCE = 16  # items between two writes to the disk
@@ -139,7 +139,7 @@ def describe(identity: dict[str, str], suite: Suite, items: Sequence[Item]) -> d
         "dataset": suite.dataset,
         "splits": list(suite.splits),
         "protocol": f"{type(suite.protocol).__name__.lower()} {suite.protocol.version}",
-        "settings": asdict(suite.settings),
+        "settings": suite.settings.told(),
         "num_items": len(items),
         "items_sha256": sha256(text.encode()).hexdigest(),
     }
@@ -179,14 +179,22 @@ def _some(subject: Subject, suite: Suite, items: Sequence[Item]) -> list[Row]:
     begun = time.perf_counter()
     cut = [(item, 0) for item in items]
     if suite.protocol.shortens:
-        room = subject.room_for_prompt(suite.settings.max_prompt_tokens, suite.settings.max_new_tokens)
-        cut = [fitted(item, subject.tokenizer, subject.template, room) for item in items]
+        cut = [
+            fitted(item, subject.tokenizer, subject.template, _room(subject, item, suite.settings)) for item in items
+        ]
     rows = suite.protocol.ask(subject, [item for item, _ in cut], suite.settings)
     seconds = (time.perf_counter() - begun) / len(items)
     return [
         row | {"tokens_left_out": dropped, "seconds": round(seconds, 4)}
         for row, (_, dropped) in zip(rows, cut, strict=True)
     ]
+
+
+def _room(subject: Subject, item: Item, settings: Settings) -> int:
+    """Tokens of the item's own prompt that the model has room for inside the longest frame. Raises: ModelError."""
+    framed = (prompt for frame in settings.frames for prompt in settings.framed([item], frame))
+    around = max(map(subject.num_prompt_tokens, framed)) - subject.num_prompt_tokens(item.prompt)
+    return subject.room_for_prompt(settings.max_prompt_tokens, settings.max_new_tokens, around=max(around, 0))
 
 
 def _told_of_rows(rows: Sequence[Row]) -> dict[str, Any]:

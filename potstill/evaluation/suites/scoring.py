@@ -21,7 +21,7 @@ def mean_scores(rows: Sequence[Row]) -> Scores:
 
 def is_of_trials(name: str) -> bool:
     """Whether a score is 1 for what happened to an example and 0 for what did not, so that its mean is a share."""
-    return name.startswith(("accuracy", "exact_match", "parse_failure"))
+    return name.startswith(("accuracy", "exact_match", "parse_failure", "frame_agreement"))
 
 
 def column(rows: Sequence[Row], name: str) -> list[float | None]:
@@ -30,9 +30,11 @@ def column(rows: Sequence[Row], name: str) -> list[float | None]:
 
 
 class ByPrimary:
-    """What most protocols have in common: any item can be asked, and each counts the same in the primary figure."""
+    """What most protocols have in common: any item can be asked, in one frame, and each counts the same in
+    the primary figure."""
 
     primary: str
+    max_frames: int | None = 1
     better: Literal["higher", "lower"] = "higher"
 
     def check(self, item: Item) -> None:

@@ -13,11 +13,11 @@ import torch
 from potstill import weighting
 from potstill.data.examples import Example, Tokenised
 from potstill.data.order import seed_of
-from potstill.data.tokenise import Template, choose_template, encodes_pairs, tokenise
+from potstill.data.tokenise import Template, choose_template, encodes_pairs, num_prompt_tokens, tokenise
 from potstill.errors import DataError, ModelError
 from potstill.models.families import Family, check_projection, evaluating, family_of
 from potstill.models.loading import load, local_source
-from potstill.models.positions import positions_of, room_for_prompt
+from potstill.models.positions import check_positions, positions_of, room_for_prompt
 from potstill.recipe import Data
 from potstill.sampling.distributions import Decoding
 from potstill.sampling.policies import Single
@@ -70,14 +70,25 @@ class Subject:
         responses = writer.write([row.prompt_ids for row in rows], seeds=seeds)
         return [self.tokenizer.decode(list(r.ids), skip_special_tokens=True).strip() for r in responses]
 
-    def room_for_prompt(self, wanted: int, max_new_tokens: int) -> int:
-        """Tokens a prompt may have: as many as are wanted, or as the model's positions leave. Raises: ModelError."""
+    def room_for_prompt(self, wanted: int, max_new_tokens: int, *, around: int = 0) -> int:
+        """Tokens a prompt may have: as many as are wanted, or as the model's positions leave.
+
+        Args:
+            wanted: of the prompt by itself. max_new_tokens: to be written. around: of the frame around the prompt.
+        Raises: ModelError where not one is left.
+        """
         config = self.family.model.config.get_text_config()
-        room = room_for_prompt(config, wanted, max_new_tokens)
+        room = room_for_prompt(config, wanted + around, max_new_tokens) - around
         if room < 1:
-            cause = f"{self.name} has {positions_of(config)} positions, and {max_new_tokens} tokens are to be written"
+            frame = f", beside a frame of {around}" if around else ""
+            positions = positions_of(config)
+            cause = f"{self.name} has {positions} positions, and {max_new_tokens} tokens are to be written{frame}"
             raise ModelError(cause, "give a smaller --max-new-tokens, or leave the suite out for this model")
         return room
+
+    def num_prompt_tokens(self, prompt: str) -> int:
+        """Tokens of a prompt as it is asked."""
+        return num_prompt_tokens(Example(prompt, NO_TEXT, ""), self.tokenizer, self.template)
 
     def decoding(self, max_new_tokens: int, **settings: Any) -> Decoding:
         """How tokens are chosen, up to the tokenizer's end token."""
@@ -87,24 +98,39 @@ class Subject:
     def nats(self, prompts: Sequence[str], responses: Sequence[str]) -> list[tuple[float, int]]:
         """How unlikely each response is after its prompt: nats in all, and tokens; the end is not asked for.
 
-        Without a chat template a response that does not begin with a space gets one, as it would stand in text; an
-        encoder-decoder model's response continues nothing.
+        Without a chat template a response that does not begin with a space gets one, as it would stand in text. An
+        encoder-decoder model's response continues nothing: it gets none, its source is asked as it is, and what the
+        tokenizer puts before every target is not asked for either.
+        Raises: ModelError where either is longer than the model sees.
         """
-        apart = self.template == "chat" or encodes_pairs(self.tokenizer)
+        pairs = encodes_pairs(self.tokenizer)
+        apart = self.template == "chat" or pairs
         spaced = [text if apart or text[:1].isspace() else f" {text}" for text in responses]
-        examples = [Example(p.rstrip(), r, str(at)) for at, (p, r) in enumerate(zip(prompts, spaced, strict=True))]
-        return self.nats_of([_without_end(row, self.tokenizer.eos_token_id) for row in self._tokenised(examples)])
+        asked = prompts if pairs else [prompt.rstrip() for prompt in prompts]
+        examples = [Example(p, r, str(at)) for at, (p, r) in enumerate(zip(asked, spaced, strict=True))]
+        rows = [_without_end(row, self.tokenizer.eos_token_id) for row in self._tokenised(examples)]
+        return self.nats_of(rows, skip=_num_before_target(self.tokenizer) if pairs else 0)
 
     @torch.no_grad()
-    def nats_of(self, rows: Sequence[Tokenised]) -> list[tuple[float, int]]:
-        """Nats of each row's response tokens, and how many there are."""
+    def nats_of(self, rows: Sequence[Tokenised], *, skip: int = 0) -> list[tuple[float, int]]:
+        """Nats of each row's response tokens, and how many there are, without the first ``skip``.
+
+        Raises: ModelError where a row is longer than the model sees.
+        """
+        self._check_room(rows)
         found: list[tuple[float, int]] = []
         with evaluating(self.family):
             for batch in batches(rows, self.batch_size, self.tokenizer.eos_token_id):
                 placed = batch.to(self.family.model.device)
                 losses = weighting.scores("student_loss", self.family.output(placed), None, placed)
-                found += zip(losses.sum(1).tolist(), batch.response_mask.sum(1).tolist(), strict=True)
+                counted = batch.response_mask[:, skip:]
+                found += zip(losses[:, skip:].sum(1).tolist(), counted.sum(1).tolist(), strict=True)
         return found
+
+    def _check_room(self, rows: Sequence[Tokenised]) -> None:
+        config = self.family.model.config.get_text_config()
+        for row in rows:
+            check_positions(config, len(row.prompt_ids), len(row.response_ids), "a prompt with an option")
 
     def _tokenised(self, examples: Sequence[Example]) -> list[Tokenised]:
         limits = {"max_prompt_tokens": UNLIMITED, "max_response_tokens": UNLIMITED}
@@ -157,3 +183,9 @@ def _counts(file: Path) -> bool:
 
 def _without_end(row: Tokenised, end: int) -> Tokenised:
     return replace(row, response_ids=row.response_ids[:-1]) if row.response_ids[-1] == end else row
+
+
+def _num_before_target(tokenizer: Any) -> int:
+    """How many tokens stand before every target text, as BART's beginning does; of T5 none."""
+    added = tokenizer(text_target="")["input_ids"]
+    return added.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in added else 0
