@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -16,6 +17,7 @@ from potstill.checks.dry_run import dry_run as try_recipe
 from potstill.errors import ConfigError, PotstillError, Stopped
 from potstill.evaluation import standalone
 from potstill.evaluation.suites import chosen
+from potstill.evaluation.suites.frames import as_option, trained_frame
 from potstill.evaluation.suites.run import Result, evaluate_models
 from potstill.models.devices import device_named
 from potstill.recipe import Recipe
@@ -49,9 +51,7 @@ def train(recipe_or_method: str | Path | Recipe, *, allow_remote_code: bool = Fa
     return run
 
 
-def dry_run(
-    recipe_or_method: str | Path | Recipe, *, allow_remote_code: bool = False, **overrides: Any
-) -> list[Tried]:
+def dry_run(recipe_or_method: str | Path | Recipe, *, allow_remote_code: bool = False, **overrides: Any) -> list[Tried]:
     """Try every stage of a recipe with one step of training, whether its models and data are on this machine or not.
 
     Args: as for ``train``.
@@ -101,6 +101,7 @@ def evaluate_suites(
     limit: int | None = None,
     seeds: Sequence[int] | None = None,
     max_new_tokens: int | None = None,
+    frames: Sequence[str] | None = None,
     data: str | Path | None = None,
     device: str = "auto",
     allow_remote_code: bool = False,
@@ -115,17 +116,27 @@ def evaluate_suites(
         limit: items of each split, from the first; all where None.
         seeds: of sampled answers, in the place of a suite's own; none for greedy answers only.
         max_new_tokens: where an answer is cut, in the place of a suite's own.
+        frames: words around each prompt, which stands where they say {prompt}, in the place of a suite's own; suites of
+            options can be asked in several.
         data: a file of your own, for suites without a data set.
         device: auto, cpu, cuda or mps.
         allow_remote_code: let models run Python that comes with them.
     Returns: results, model by model.
-    Raises: ConfigError for an unknown suite; DataError, ModelError.
+    Raises: ConfigError for an unknown suite, and for frames that one cannot be asked in; DataError, ModelError.
+
+    Without frames, a run whose student was trained with words before its prompts is told on stderr, with the frame that
+    has them: a student that is asked without them is asked something that it was not trained to answer.
     """
     if Path(out).is_file():
         raise ConfigError(f"--out {out} is a file", "name a folder, which need not be there yet")
+    asked = [suite.changed(seeds, max_new_tokens, frames) for suite in chosen(suites)]
+    named = [_named(one, allow_remote_code) for one in models]
+    if not frames and any(suite.protocol.max_frames != 0 for suite in asked):
+        told = [one.name if isinstance(one, Run) else str(one) for one in models]
+        _say_trained_frames(told, named, allow_remote_code)
     return evaluate_models(
-        [_named(one, allow_remote_code) for one in models],
-        [suite.changed(seeds, max_new_tokens) for suite in chosen(suites)],
+        named,
+        asked,
         root=Path(out),
         limit=limit,
         file=None if data is None else Path(data),
@@ -160,7 +171,8 @@ def compare(
         baseline: the model that the others are set against, by its name in the table.
         published: a file of published figures, or the name of those that come with potstill.
         page: a file for the comparison as HTML.
-        asked: ``out``, ``limit``, ``seeds``, ``max_new_tokens``, ``data`` and ``device`` of ``evaluate_suites``.
+        asked: ``out``, ``limit``, ``seeds``, ``max_new_tokens``, ``frames``, ``data`` and ``device`` of
+            ``evaluate_suites``.
     Raises: ConfigError for a run that is not there, is named twice, or has measured nothing yet; DataError for
         published figures that cannot be read.
     """
@@ -212,6 +224,19 @@ def _named(model: str | Path | Run, allow_remote_code: bool) -> str:
     if isinstance(model, Run):
         return run_models.model_of(model, "student")
     return run_models.model_named(str(model), allow_remote_code=allow_remote_code)
+
+
+def _say_trained_frames(models: Sequence[str], folders: Sequence[str], allow_remote_code: bool) -> None:
+    """Of each model that is a run's, and was trained with words before its prompts: which, and how it is asked so."""
+    for model, folder in zip(models, map(Path, folders), strict=True):
+        # A run's student stands in its folder, and what it is set against in a folder in that.
+        above = folder.parent.parent if folder.parent.name == "baseline" else folder.parent
+        if folder.name != "student" or not (recipe := above / "recipe.yaml").is_file():
+            continue
+        data = recipe_io.load(recipe, methods=METHODS).stage.data
+        if frame := trained_frame(data, folder, allow_remote_code=allow_remote_code):
+            said = f"{model}: trained with words before its prompts, and asked here without them"
+            print(f"{said}; with them: {as_option(frame)}", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -47,6 +47,12 @@ app.command("sweep", epilog=SWEEP_EXAMPLES)(sweep)
 SeedsOption = Annotated[
     list[int] | None, typer.Option("--seed", min=0, help="Of a suite's sampled answers; repeatable.")
 ]
+FramesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--frame", help="Words around a suite's prompts, as 'predict: {prompt}'; repeatable where there are options."
+    ),
+]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the recipe.")]
 
 
@@ -96,6 +102,7 @@ def resume(
     "`potstill evaluate first --data rows.jsonl --teacher smollm2-135m-instruct`\n\n"
     "`potstill evaluate models/small --data dolly.jsonl --data-format dolly`\n\n"
     "`potstill evaluate first second smollm2-135m-instruct --suite dolly --suite anli --limit 100 --seed 10`\n\n"
+    "`potstill evaluate first --suite anli_r1 --frame 'predict: {prompt}' --frame '{prompt} Answer:'`  two wordings\n\n"
     "`potstill evaluate first --suite plain_text --data stories.txt`"
 )
 def evaluate(
@@ -107,6 +114,7 @@ def evaluate(
     seeds: Annotated[
         list[int] | None, typer.Option("--seed", min=0, help="Of a suite's sampled answers; repeatable.")
     ] = None,
+    frames: FramesOption = None,
     out: Annotated[Path, typer.Option(help="Where results of suites are kept.")] = Path("evaluations"),
     data_format: LayoutOption = Layout.prompt_response,
     teacher: Annotated[str | None, typer.Option(help="A model to compare with.")] = None,
@@ -126,10 +134,11 @@ def evaluate(
     shared |= {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
     if suite:
         _refuse(ctx, ("teacher", "data_format", "max_examples", "generate_examples"), "is not for suites")
-        results = api.evaluate_suites(models, suite, out=out, limit=limit, seeds=seeds, data=data, **shared)
+        asked: dict[str, Any] = {"limit": limit, "seeds": seeds, "frames": frames, "data": data}
+        results = api.evaluate_suites(models, suite, out=out, **asked, **shared)
         _print_suites(results, format)
         return
-    _refuse(ctx, ("limit", "seeds", "out"), "is for suites, and none is named")
+    _refuse(ctx, ("limit", "seeds", "frames", "out"), "is for suites, and none is named")
     if data is None:
         raise ConfigError("there is nothing to measure on", "add --data FILE, or --suite NAME (see `potstill suites`)")
     for model in models:
@@ -196,6 +205,7 @@ def compare(
     seeds: Annotated[
         list[int] | None, typer.Option("--seed", min=0, help="Of a suite's sampled answers; repeatable.")
     ] = None,
+    frames: FramesOption = None,
     data: Annotated[str | None, typer.Option(help="Rows of your own, for a suite without a data set.")] = None,
     out: Annotated[Path, typer.Option(help="Where results of suites are kept.")] = Path("evaluations"),
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Where an answer is cut.")] = None,
@@ -210,11 +220,12 @@ def compare(
     from potstill.reporting.comparison import markdown
 
     if not suite:
-        _refuse(ctx, ("limit", "seeds", "data", "out", "max_new_tokens"), "is for suites, and none is named")
+        _refuse(ctx, ("limit", "seeds", "frames", "data", "out", "max_new_tokens"), "is for suites, and none is named")
     named = [word.removeprefix("published=") for word in runs if word.startswith("published=")]
     if len(named) > 1:
         raise ConfigError("published= stands twice", "put the figures into one file, or use published=all")
-    asked: dict[str, Any] = {"limit": limit, "seeds": seeds, "data": data, "out": out, "max_new_tokens": max_new_tokens}
+    asked: dict[str, Any] = {"limit": limit, "seeds": seeds, "frames": frames, "data": data, "out": out}
+    asked["max_new_tokens"] = max_new_tokens
     found = api.compare(
         [word for word in runs if not word.startswith("published=")],
         suites=suite or (),

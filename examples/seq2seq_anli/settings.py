@@ -1,6 +1,143 @@
-from dataclasses import dataclass, field
-VOCAB_SIZE, WIDTH, NUM_LAYERS = 2000, 128, 3
+"""What this size changes: of the recipe ``anli_minillm``, and of ``sft``. Everything else is as they have it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+VOCAB_SIZE, WIDTH, TEACHER_LAYERS, STUDENT_LAYERS = 2000, 128, 3, 2  # layers in each stack
+ROUNDS = ("r1", "r2", "r3")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Rows in three rounds, and how long they are trained on.
+
+    Args:
+        name: of the task: rows of animals are in ``data/``, those of ANLI have names.
+        train: the rounds' rows, in order. test: what is measured once each training is done.
+        teacher_epochs, student_epochs: of each round.
+        minillm_steps: of the last stage.
+        baseline: whether to fine-tune for the time that the last stage takes, beside it.
+    """
+
+    name: str
+    train: tuple[str, str, str]
+    test: str
+    teacher_epochs: float
+    student_epochs: float
+    minillm_steps: int
+    baseline: str
+
+
 @dataclass(frozen=True)
 class Sizes:
-    copies: dict = field(default_factory=lambda: {"train": 16000, "test": 200})
-    animals: dict = field(default_factory=lambda: {"train": 1200, "test": 500})
+    """How much of everything."""
+
+    copies: tuple[int, int] = (15_000, 200)  # texts to train on, texts to measure
+    animals: tuple[int, int] = (1_200, 300)  # rows, likewise
+    anli_test: int = 300  # of R1's 1,000 test rows
+    copy_steps: int = 900
+    share: float = 1.0  # of the epochs and steps of the tasks
+    max_new_tokens: int = 48
+
+
+FULL = Sizes()
+SMOKE = Sizes(copies=(64, 4), animals=(60, 4), anli_test=4, copy_steps=2, share=0.03, max_new_tokens=4)
+
+
+def tasks(sizes: Sizes) -> tuple[Task, Task]:
+    """Animals can be learned by a model this small; ANLI is what the recipe is for."""
+    dev = ("anli:r1_dev", "anli:r2_dev", "anli:r3_dev")  # its train split would be here: anli:r1_train
+    own = ("data/animals_r1.jsonl", "data/animals_r2.jsonl", "data/animals_r3.jsonl")
+    share = sizes.share
+    return (
+        Task("animals", own, "data/animals_test.jsonl", 4 * share, 1 * share, _steps(60, share), "equal_time_sft"),
+        Task("anli", dev, "data/anli_r1_test.jsonl", 1 * share, 1 * share, _steps(30, share), "none"),
+    )
+
+
+def _steps(steps: int, share: float) -> int:
+    return max(2, round(steps * share))
+
+
+# --- Settings by key, as `potstill train` takes them ------------------------------------------------------------------
+
+
+def copying(sizes: Sizes) -> dict[str, Any]:
+    """``sft`` on texts that are their own answers, from weights drawn anew."""
+    return {
+        "student.kind": "fresh",
+        "student.model": "t5",
+        "data.path": "data/copy_train.jsonl",
+        "data.heldout": "data/copy_test.jsonl",
+        "data.validation_fraction": 0.01,
+        "optimizer.learning_rate": 3e-3,
+        "batch": 32,
+        "budget.steps": sizes.copy_steps,
+        "checkpoint.every": _steps(sizes.copy_steps, 1 / 3),
+        "checkpoint.best_by": "perplexity",
+        "evaluation.accuracy": "exact",
+        **_measured("evaluation", sizes.copies[1], sizes),
+        **_EVERYWHERE,
+    }
+
+
+def fine_tuning(task: Task, epochs: float, sizes: Sizes) -> dict[str, Any]:
+    """What is changed in r1, r2 and r3. Rates, shares and epochs of the recipe are those of a pretrained T5."""
+    found: dict[str, Any] = {"train": list(task.train), "heldout": [task.test] * 3, **_EVERYWHERE}
+    for name in ROUNDS:
+        found |= _changed(name)
+        found |= {f"{name}.optimizer.learning_rate": 1e-3, f"{name}.budget.epochs": epochs}
+        found |= {f"{name}.checkpoint.every": 50}
+        found |= _measured(f"{name}.evaluation", 60, sizes)  # what counts is measured at the end
+        found |= {f"{name}.evaluation.leave_out": ["untouched", "samples"]}
+    return found
+
+
+def distilling(task: Task, sizes: Sizes) -> dict[str, Any]:
+    """What is changed in the last stage."""
+    return {
+        **_changed("minillm"),
+        "minillm.optimizer.learning_rate": 3e-4,
+        "minillm.budget.steps": task.minillm_steps,
+        "minillm.streams.0.source.max_new_tokens": sizes.max_new_tokens,  # 180
+        "minillm.data.max_prompt_tokens": 320,  # 180 would cut rows that the rounds saw whole
+        **_measured("minillm.evaluation", 300, sizes),
+        "baseline": task.baseline,
+    }
+
+
+def cut(model: str) -> dict[str, Any]:
+    """The first stage's student: some of a model's layers, the encoder's and the decoder's."""
+    return {
+        "r1.student.kind": "pruned",
+        "r1.student.model": model,
+        "r1.student.keep_layers": STUDENT_LAYERS,
+        "r1.student.freeze_embeddings": False,
+    }
+
+
+_EVERYWHERE: dict[str, Any] = {"dtype": "float32", "device": "cpu"}
+
+
+def _changed(stage: str) -> dict[str, Any]:
+    return {
+        # Rows to choose a checkpoint by are some of those to train on: there are no others.
+        f"{stage}.data.validation_fraction": 0.1,
+        f"{stage}.data.max_validation": 60,
+        # Batches of 72 would be 14 in an epoch of 1,000 rows.
+        f"{stage}.batch.size": 16,
+        f"{stage}.batch.micro_size": 16,
+    }
+
+
+def _measured(section: str, num_rows: int, sizes: Sizes) -> dict[str, Any]:
+    """Rows and lengths of an evaluation. Of the tasks, beams of 3 and repetition penalty 1.15 stay as they are."""
+    return {
+        f"{section}.max_examples": num_rows,
+        f"{section}.generate_examples": num_rows,
+        f"{section}.max_new_tokens": sizes.max_new_tokens,
+        f"{section}.batch_size": 50,
+        f"{section}.leave_out": ["samples"],
+    }

@@ -23,8 +23,14 @@ from tests import tiny
 from tests.e2e.conftest import ROOT, SMALL
 
 HERE = {"dtype": "float32", "device": "cpu"}
-# flan-t5-small, but for its width: the same layers and vocabulary, and seconds instead of minutes.
-NARROW = architectures.KNOWN["google/flan-t5-small"] | {"d_model": 32, "d_ff": 64, "d_kv": 8, "num_heads": 4}
+# flan-t5-small, but for its width and vocabulary: the same layers, and seconds instead of minutes.
+NARROW = architectures.KNOWN["google/flan-t5-small"] | {
+    "d_model": 32,
+    "d_ff": 64,
+    "d_kv": 8,
+    "num_heads": 4,
+    "vocab_size": 1500,
+}
 
 
 @pytest.fixture(autouse=True)

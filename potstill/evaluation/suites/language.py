@@ -22,7 +22,7 @@ class Language(ByPrimary):
     """
 
     version = 1
-    max_frames = 0
+    max_frames: int | None = 0
     shortens = False
     headline: tuple[str, ...] = ("perplexity", "bits_per_byte")
     primary = "bits_per_byte"

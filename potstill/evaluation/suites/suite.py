@@ -59,8 +59,9 @@ class Settings:
 class SuiteProtocol(Protocol):
     """Asks and scores. ``version`` goes up when a change makes other figures, so that no old one is taken for new.
 
-    ``max_frames``: in how many frames an item can be asked; None where in any number. ``shortens``: inputs over ``max_prompt_tokens`` lose their middle before they are asked. ``headline``: the figures
-    that a table shows, in order. ``primary``: the one that models are compared by, settled beforehand so that nobody
+    ``max_frames``: in how many frames an item can be asked; None where in any number. ``shortens``: inputs over
+    ``max_prompt_tokens`` lose their middle before they are asked. ``headline``: the figures that a table shows where
+    they are there, in order. ``primary``: the one that models are compared by, settled beforehand so that nobody
     chooses it by how it came out, and ``better`` which way.
     """
 
