@@ -12,6 +12,7 @@ from potstill import recipe as schema
 from potstill.data.examples import Tokenised
 from potstill.data.prepare import Prepared
 from potstill.models import layout, pruning
+from potstill.models.architectures import built
 from potstill.models.families import Family, check_projection, family_of
 from potstill.models.loading import config_of, drawn, load, load_tokenizer, output_rows
 from potstill.sources.dataset import batches
@@ -104,7 +105,7 @@ def shared_vocabulary_of(stage: schema.Stage, tokenizer: Any, allow_remote_code:
 def memory_estimate(stage: schema.Stage, allow_remote_code: bool) -> dict[str, int]:
     """Bytes of weights, gradients and optimizer state in float32, from the models' configs alone."""
     source, revision = source_of(stage)
-    student = _empty_model(config_of(source, revision=revision, allow_remote_code=allow_remote_code))
+    student = built(config_of(source, revision=revision, allow_remote_code=allow_remote_code), device="meta")
     remaining = sum(p.numel() for p in student.parameters())
     if isinstance(stage.student, schema.PrunedStudent):
         remaining -= _cut_away(student, stage.student)
@@ -115,7 +116,7 @@ def memory_estimate(stage: schema.Stage, allow_remote_code: bool) -> dict[str, i
     sizes = {"student": 4 * remaining, "gradients": 4 * trained, "optimizer": 8 * trained}
     if stage.teacher:
         config = config_of(stage.teacher.model, revision=stage.teacher.revision, allow_remote_code=allow_remote_code)
-        sizes["teacher"] = 4 * sum(p.numel() for p in _empty_model(config).parameters())
+        sizes["teacher"] = 4 * sum(p.numel() for p in built(config, device="meta").parameters())
     return sizes
 
 
@@ -127,12 +128,6 @@ def _cut_away(model: Any, student: schema.PrunedStudent) -> int:
     counts = {name: keep if isinstance(keep, int) else len(keep) for name, keep in wanted.items()}
     sizes = {name: sum(p.numel() for p in stack.layers.parameters()) for name, stack in stacks.items()}
     return sum(round(sizes[name] * (1 - counts[name] / totals[name])) for name in stacks)
-
-
-def _empty_model(config: Any) -> Any:
-    """A model whose weights take no memory."""
-    with torch.device("meta"):
-        return layout.auto_class(config).from_config(config)
 
 
 def build_student(

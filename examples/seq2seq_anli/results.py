@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from settings import Task
+from small import Task
 
 from potstill.reporting.text import markdown_table
-from potstill.run import PARTS, RUNS, Run, write_text
+from potstill.run import PARTS, RUNS, Run, read_jsonl, write_text
 
 NAMES = {
     "teacher": "teacher, fine-tuned",
@@ -63,10 +64,13 @@ def _copying(figures: Mapping[str, Figures]) -> str:
 
 
 def _task(task: Task, models: Mapping[str, Figures]) -> str:
-    count = next(iter(models.values()))["num_examples"]
-    trained = ", ".join(task.train)
+    labels = Counter(row["response"] for row in read_jsonl(Path(task.test)))
+    (label, most), count = labels.most_common(1)[0], labels.total()
     table = markdown_table(HEAD, [_row(NAMES[part], one) for part, one in models.items()])
-    return f"{task.name}: trained on {trained}; measured on {count} rows of {task.test}\n\n{table}"
+    return (
+        f"{task.name}: trained on {', '.join(task.train)}; measured on the {count} rows of {task.test}. {task.note} "
+        f"Always to answer {label} is right in {most / count:.1%}.\n\n{table}"
+    )
 
 
 def _row(name: str, one: Figures) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from settings import ROUNDS, TEACHER_LAYERS, VOCAB_SIZE, WIDTH, Sizes
+from small import ROUNDS, TEACHER_LAYERS, VOCAB_SIZE, WIDTH, Sizes
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, T5Config
 

@@ -3,9 +3,9 @@
     python examples/seq2seq_anli/run.py [OUT]
 
 One T5 learns to copy text; a teacher is fine-tuned from it, and a student cut from it and put through the recipe
-``anli_minillm`` whole, once on rows about animals and once on ANLI. ANLI's train split is large and is not used: the dev
-rows of the three rounds are trained on, and the test rows of the first are measured. What is finished is not done
-again, so the same command goes on where it was stopped.
+``anli_minillm`` whole, once on rows about animals and once on ANLI. ANLI's train split is not used: the dev rows of its
+three rounds are trained on, and test rows of the first are measured. What is finished is not done again, so the same
+command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import chdir, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning th
 
 from results import write_results
 from rows import write_all
-from settings import FULL, ROUNDS, SMOKE, Sizes, Task, copying, cut, distilling, fine_tuning, tasks
+from small import FULL, ROUNDS, SMOKE, Sizes, Task, copying, cut, distilling, fine_tuning, tasks
 
 import potstill
-from potstill import recipe_io
+from potstill import api, recipe_io
 from potstill.errors import PotstillError, Stopped
 from potstill.recipe import Recipe
 from potstill.recipes import METHODS
@@ -40,7 +41,7 @@ SECONDS = Path("seconds.json")
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, nargs="?", default=Path("seq2seq_anli"), help="a folder; gone on with if begun")
+    parser.add_argument("out", type=Path, nargs="?", default=Path("seq2seq_anli"), help="a folder; the same goes on")
     parser.add_argument("--smoke", action="store_true", help="a few rows and steps: that it runs, not what it finds")
     args = parser.parse_args(argv)
     data = DATA.resolve()
@@ -56,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def reproduce(data: Path, sizes: Sizes) -> None:
     """Everything that is not there yet, into the current folder."""
+    freeze(sizes)
     plan = tasks(sizes)
     if not Path("t5").exists():  # written last
         with timed("rows"):
@@ -72,6 +74,15 @@ def reproduce(data: Path, sizes: Sizes) -> None:
     write_results(Run(RUNS / COPYING), plan, scored, json.loads(SECONDS.read_text(encoding="utf-8")))
 
 
+def freeze(sizes: Sizes) -> None:
+    """Write down what this folder is made with. Raises: SystemExit where it was begun with something else."""
+    file, text = Path("sizes.json"), json.dumps(asdict(sizes), indent=1) + "\n"
+    if not file.exists():
+        write_text(file, text)
+    elif file.read_text(encoding="utf-8") != text:
+        raise SystemExit(f"{file.resolve()} says that this folder was begun with other sizes; name another folder")
+
+
 def teacher_recipe(task: Task, model: str, sizes: Sizes) -> Recipe:
     """The recipe's first stages by themselves: its teacher is fine-tuned as its student is, from a whole model."""
     settings = {"student": model, **fine_tuning(task, task.teacher_epochs, sizes)}
@@ -82,7 +93,7 @@ def teacher_recipe(task: Task, model: str, sizes: Sizes) -> Recipe:
 def train(name: str, recipe: str | Recipe, settings: dict[str, Any]) -> None:
     """Run a recipe as ``runs/<name>``, or go on with it, unless it is finished.
 
-    Raises: ConfigError where it was begun with other settings; Stopped, with everything saved.
+    Raises: Stopped, with everything saved; other PotstillErrors.
     """
     run = Run(RUNS / name)
     if run.report_file.exists():
@@ -98,8 +109,12 @@ def score_labels(task: Task) -> dict[str, dict[str, Any]]:
     """Of each model of a task how often the likeliest label is right, whatever it would write: figures by model."""
     parts = ("teacher", "untouched", "student", *(["sft"] if task.baseline != "none" else []))
     with timed(f"{task.name}_labels"):
-        found = potstill.evaluate_suites(
-            [f"{task.name}:{part}" for part in parts], ["classification"], data=task.test, max_new_tokens=2, device="cpu"
+        found = api.evaluate_suites(
+            [f"{task.name}:{part}" for part in parts],
+            ["classification"],
+            data=task.test,
+            max_new_tokens=2,
+            device="cpu",
         )
     return {part: result.scores for part, result in zip(parts, found, strict=True)}
 

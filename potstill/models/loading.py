@@ -10,6 +10,7 @@ import torch
 
 from potstill.errors import ModelError, PotstillError
 from potstill.models import embedded
+from potstill.models.architectures import built
 from potstill.models.layout import auto_class, is_encoder_decoder
 from potstill.types import PAIR_MARK
 
@@ -78,9 +79,7 @@ def drawn(
     """
     config = config_of(name, revision=revision, allow_remote_code=allow_remote_code)
     tokenizer = load_tokenizer(name, revision=revision, allow_remote_code=allow_remote_code)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = _attempt(name, lambda: auto_class(config).from_config(config))
+    model = _attempt(name, lambda: built(config, seed=seed))
     stored = config.dtype or torch.float32
     size = sum(p.numel() for p in model.parameters()) * stored.itemsize
     return Loaded(name, model.to(device=device, dtype=dtype).eval(), tokenizer, stored, size)

@@ -54,10 +54,8 @@ class Store:
         return data.text_for(source, self.tokenizers[stage.name], self.folder, say=partial(self.note, stage))
 
     def note(self, stage: schema.Stage, what: str, by: str) -> None:
-        """Remember what stands in for what, once."""
-        noted = self.stood_in.setdefault(stage.name, [])
-        if (what, by) not in noted:
-            noted.append((what, by))
+        """Remember what stands in for what."""
+        self.stood_in.setdefault(stage.name, []).append((what, by))
 
 
 def build(recipe: schema.Recipe, folder: Path, allow_remote_code: bool) -> World:

@@ -14,11 +14,12 @@ class Task:
     """Rows in three rounds, and how long they are trained on.
 
     Args:
-        name: of the task: rows of animals are in ``data/``, those of ANLI have names.
+        name: of the task and of its run.
         train: the rounds' rows, in order. test: what is measured once each training is done.
         teacher_epochs, student_epochs: of each round.
         minillm_steps: of the last stage.
-        baseline: whether to fine-tune for the time that the last stage takes, beside it.
+        baseline: what the last stage is compared with, as in a recipe.
+        note: what a reader of its table has to know.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Task:
     student_epochs: float
     minillm_steps: int
     baseline: str
+    note: str
 
 
 @dataclass(frozen=True)
@@ -37,24 +39,42 @@ class Sizes:
     copies: tuple[int, int] = (15_000, 200)  # texts to train on, texts to measure
     animals: tuple[int, int] = (1_200, 300)  # rows, likewise
     anli_test: int = 300  # of R1's 1,000 test rows
-    copy_steps: int = 900
+    validation: int = 60  # rows of a round that choose its checkpoint
+    watched: int = 60  # test rows that are measured after a round that is not the last
+    copy_steps: int = 1_200
     share: float = 1.0  # of the epochs and steps of the tasks
     max_new_tokens: int = 48
 
 
 FULL = Sizes()
-SMOKE = Sizes(copies=(64, 4), animals=(60, 4), anli_test=4, copy_steps=2, share=0.03, max_new_tokens=4)
+SMOKE = Sizes(
+    copies=(64, 4), animals=(60, 4), anli_test=4, validation=2, watched=2, copy_steps=2, share=0.03, max_new_tokens=4
+)
 
 
 def tasks(sizes: Sizes) -> tuple[Task, Task]:
     """Animals can be learned by a model this small; ANLI is what the recipe is for."""
-    dev = ("anli:r1_dev", "anli:r2_dev", "anli:r3_dev")  # its train split would be here: anli:r1_train
-    own = ("data/animals_r1.jsonl", "data/animals_r2.jsonl", "data/animals_r3.jsonl")
-    share = sizes.share
-    return (
-        Task("animals", own, "data/animals_test.jsonl", 4 * share, 1 * share, _steps(60, share), "equal_time_sft"),
-        Task("anli", dev, "data/anli_r1_test.jsonl", 1 * share, 1 * share, _steps(30, share), "none"),
+    animals = Task(
+        name="animals",
+        train=("data/animals_r1.jsonl", "data/animals_r2.jsonl", "data/animals_r3.jsonl"),
+        test="data/animals_test.jsonl",
+        teacher_epochs=4 * sizes.share,
+        student_epochs=1 * sizes.share,
+        minillm_steps=_steps(60, sizes.share),
+        baseline="equal_time_sft",
+        note="Test sentences are of other stories.",
     )
+    anli = Task(
+        name="anli",
+        train=("anli:r1_dev", "anli:r2_dev", "anli:r3_dev"),
+        test="data/anli_r1_test.jsonl",
+        teacher_epochs=1 * sizes.share,
+        student_epochs=1 * sizes.share,
+        minillm_steps=_steps(30, sizes.share),
+        baseline="none",
+        note="These are ANLI's dev rows, not its train rows, and a part of the first round's test rows.",
+    )
+    return animals, anli
 
 
 def _steps(steps: int, share: float) -> int:
@@ -87,10 +107,10 @@ def fine_tuning(task: Task, epochs: float, sizes: Sizes) -> dict[str, Any]:
     """What is changed in r1, r2 and r3. Rates, shares and epochs of the recipe are those of a pretrained T5."""
     found: dict[str, Any] = {"train": list(task.train), "heldout": [task.test] * 3, **_EVERYWHERE}
     for name in ROUNDS:
-        found |= _changed(name)
+        found |= _changed(name, sizes)
         found |= {f"{name}.optimizer.learning_rate": 1e-3, f"{name}.budget.epochs": epochs}
         found |= {f"{name}.checkpoint.every": 50}
-        found |= _measured(f"{name}.evaluation", 60, sizes)  # what counts is measured at the end
+        found |= _measured(f"{name}.evaluation", sizes.watched, sizes)
         found |= {f"{name}.evaluation.leave_out": ["untouched", "samples"]}
     return found
 
@@ -98,7 +118,7 @@ def fine_tuning(task: Task, epochs: float, sizes: Sizes) -> dict[str, Any]:
 def distilling(task: Task, sizes: Sizes) -> dict[str, Any]:
     """What is changed in the last stage."""
     return {
-        **_changed("minillm"),
+        **_changed("minillm", sizes),
         "minillm.optimizer.learning_rate": 3e-4,
         "minillm.budget.steps": task.minillm_steps,
         "minillm.streams.0.source.max_new_tokens": sizes.max_new_tokens,  # 180
@@ -121,11 +141,11 @@ def cut(model: str) -> dict[str, Any]:
 _EVERYWHERE: dict[str, Any] = {"dtype": "float32", "device": "cpu"}
 
 
-def _changed(stage: str) -> dict[str, Any]:
+def _changed(stage: str, sizes: Sizes) -> dict[str, Any]:
     return {
-        # Rows to choose a checkpoint by are some of those to train on: there are no others.
+        # What chooses the checkpoint is set aside from the round's own rows: there are no others.
         f"{stage}.data.validation_fraction": 0.1,
-        f"{stage}.data.max_validation": 60,
+        f"{stage}.data.max_validation": sizes.validation,
         # Batches of 72 would be 14 in an epoch of 1,000 rows.
         f"{stage}.batch.size": 16,
         f"{stage}.batch.micro_size": 16,
