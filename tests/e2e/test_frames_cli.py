@@ -43,7 +43,9 @@ def test_frames_are_given_to_evaluate_and_compare(
     assert code == 0
     assert "first" in out
     assert "trained with words" not in err
-    assert len([*Path("evaluations").iterdir()]) == 5  # two models, the first in frames, its own two untouched parts
+    assert (
+        len([*Path("evaluations").iterdir()]) == 5
+    )  # two without frames; with them first, its teacher, and what it was cut to
     for arguments, what in (
         (["evaluate", "first", *SUITE, "--frame", "predict: "], "has {prompt} 0 times"),
         (["evaluate", "first", "--data", "own.jsonl", *FRAMES], "--frame is for suites, and none is named"),
