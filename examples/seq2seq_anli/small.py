@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from potstill.recipes.anli_minillm import RATES
+
 VOCAB_SIZE, WIDTH, TEACHER_LAYERS, STUDENT_LAYERS = 2000, 128, 3, 2  # layers in each stack
 ROUNDS = ("r1", "r2", "r3")
 
@@ -41,7 +43,7 @@ class Sizes:
     anli_test: int = 300  # of R1's 1,000 test rows
     validation: int = 60  # rows of a round that choose its checkpoint
     watched: int = 60  # test rows that are measured after a round that is not the last
-    copy_steps: int = 1_200
+    copy_steps: int = 3_200
     share: float = 1.0  # of the epochs and steps of the tasks
     max_new_tokens: int = 48
 
@@ -60,7 +62,7 @@ def tasks(sizes: Sizes) -> tuple[Task, Task]:
         test="data/animals_test.jsonl",
         teacher_epochs=4 * sizes.share,
         student_epochs=1 * sizes.share,
-        minillm_steps=_steps(60, sizes.share),
+        minillm_steps=_steps(100, sizes.share),
         baseline="equal_time_sft",
         note="Test sentences are of other stories.",
     )
@@ -70,7 +72,7 @@ def tasks(sizes: Sizes) -> tuple[Task, Task]:
         test="data/anli_r1_test.jsonl",
         teacher_epochs=1 * sizes.share,
         student_epochs=1 * sizes.share,
-        minillm_steps=_steps(30, sizes.share),
+        minillm_steps=_steps(100, sizes.share),
         baseline="none",
         note="These are ANLI's dev rows, not its train rows, and a part of the first round's test rows.",
     )
@@ -92,10 +94,10 @@ def copying(sizes: Sizes) -> dict[str, Any]:
         "data.path": "data/copy_train.jsonl",
         "data.heldout": "data/copy_test.jsonl",
         "data.validation_fraction": 0.01,
-        "optimizer.learning_rate": 3e-3,
-        "batch": 32,
+        "optimizer.learning_rate": 2e-3,
+        "batch": 16,
         "budget.steps": sizes.copy_steps,
-        "checkpoint.every": _steps(sizes.copy_steps, 1 / 3),
+        "checkpoint.every": _steps(sizes.copy_steps, 1 / 4),
         "checkpoint.best_by": "perplexity",
         "evaluation.accuracy": "exact",
         **_measured("evaluation", sizes.copies[1], sizes),
@@ -104,12 +106,11 @@ def copying(sizes: Sizes) -> dict[str, Any]:
 
 
 def fine_tuning(task: Task, epochs: float, sizes: Sizes) -> dict[str, Any]:
-    """What is changed in r1, r2 and r3. Rates, shares and epochs of the recipe are those of a pretrained T5."""
+    """What is changed in r1, r2 and r3. The recipe has rates of a pretrained T5 and epochs of a large train split."""
     found: dict[str, Any] = {"train": list(task.train), "heldout": [task.test] * 3, **_EVERYWHERE}
-    for name in ROUNDS:
-        found |= _changed(name, sizes)
-        found |= {f"{name}.optimizer.learning_rate": 1e-3, f"{name}.budget.epochs": epochs}
-        found |= {f"{name}.checkpoint.every": 50}
+    for name, rate in zip(ROUNDS, RATES, strict=True):
+        found |= _changed(name, sizes) | {f"{name}.optimizer.learning_rate": 10 * rate}
+        found |= {f"{name}.budget.epochs": epochs, f"{name}.checkpoint.every": 50}
         found |= _measured(f"{name}.evaluation", sizes.watched, sizes)
         found |= {f"{name}.evaluation.leave_out": ["untouched", "samples"]}
     return found
@@ -119,7 +120,7 @@ def distilling(task: Task, sizes: Sizes) -> dict[str, Any]:
     """What is changed in the last stage."""
     return {
         **_changed("minillm", sizes),
-        "minillm.optimizer.learning_rate": 3e-4,
+        "minillm.optimizer.learning_rate": 10 * RATES[-1],  # the same as in the last round, as in the recipe
         "minillm.budget.steps": task.minillm_steps,
         "minillm.streams.0.source.max_new_tokens": sizes.max_new_tokens,  # 180
         "minillm.data.max_prompt_tokens": 320,  # 180 would cut rows that the rounds saw whole

@@ -102,6 +102,9 @@ def told(result: Result) -> str:
         parts.append(f"temperature {asked['temperature']:g} with seeds {', '.join(map(str, asked['seeds']))}")
     if asked["no_repeat_ngram"]:
         parts.append(f"no {asked['no_repeat_ngram']} tokens in a row twice")
+    if asked["frame"] != "{prompt}":
+        frames = (asked["frame"], *asked.get("variants", ()))
+        parts.append(f"asked as {' and as '.join(map(repr, frames))}")
     return "; ".join(parts)
 
 

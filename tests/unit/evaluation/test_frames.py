@@ -23,7 +23,7 @@ from potstill.evaluation.suites.frames import as_option, trained_frame
 from potstill.evaluation.suites.subject import Subject, open_subject
 from potstill.evaluation.suites.summaries import Summaries
 from potstill.recipe import Data
-from potstill.reporting.suites import markdown
+from potstill.reporting.suites import markdown, told
 from tests import tiny
 from tests.unit.reporting.fake_runs import RECIPE, write_run
 
@@ -289,3 +289,11 @@ def test_a_student_that_is_asked_without_its_words_is_told_of_with_them(
     (tmp_path / "text.txt").write_text("The sky is blue.\n")
     api.evaluate_suites(models[:1], ["plain_text"], **(asked | {"data": tmp_path / "text.txt"}))
     assert "trained with" not in capsys.readouterr().err
+
+
+def test_a_table_says_in_which_words_its_items_were_asked(tmp_path: Path) -> None:
+    settings = {"model": {"name": "m"}, "suite": "s", "num_items": 2, "settings": TWO.told()}
+    said = told(running.Result(tmp_path, settings, {}))
+    assert said.endswith("asked as 'predict: {prompt}' and as '{prompt} Answer:'")
+    plain = running.Result(tmp_path, settings | {"settings": Settings().told()}, {})
+    assert "asked as" not in told(plain)
