@@ -53,7 +53,7 @@ def card(run: Run) -> str:
         "## Figures",
         _figures(run),
         "## Use",
-        LOAD.format(auto="AutoModelForSeq2SeqLM" if _is_encoder_decoder(run) else "AutoModelForCausalLM"),
+        "\n\n".join([_loading(run), *_asking(run)]),
         "## Limits",
         LIMITS,
         "## Make it again",
@@ -88,6 +88,20 @@ def _is_encoder_decoder(run: Run) -> bool:
     return run.read("student").get("kind") == "encoder-decoder"
 
 
+def _loading(run: Run) -> str:
+    return LOAD.format(auto="AutoModelForSeq2SeqLM" if _is_encoder_decoder(run) else "AutoModelForCausalLM")
+
+
+def _asking(run: Run) -> Iterator[str]:
+    """The words that stood before every prompt in training, without which the model was never asked."""
+    prefix = settings.value_at(settings.stage(run), "data", "prefix")
+    text, chat = settings.value_at(prefix, "text"), settings.value_at(prefix, "chat")
+    words = chat if run.read("data").get("template") == "chat" and chat is not None else text
+    if isinstance(words, str) and words:
+        shown = code(json.dumps(words))
+        yield f"It was trained to answer prompts that begin with {shown}: put these words before yours."
+
+
 def _is_hub_id(name: str) -> bool:
     """Whether a hub would know the name: ``owner/name``, and no folder here."""
     return bool(_HUB_ID.fullmatch(name)) and not Path(name).exists()
@@ -111,6 +125,7 @@ def _facts(run: Run) -> Iterator[str]:
     if texts := "; ".join(_texts(run)):
         yield f"text: {texts}"
     yield f"data: {_data(run)}"
+    yield from _said(run)
     yield f"training: {_training(run)}"
 
 
@@ -119,6 +134,8 @@ def _student(run: Run) -> str:
     if source is None:
         return "not recorded"
     kept = made.get("kept_layers")
+    if settings.value_at(settings.stage(run), "student", "kind") == "fresh":
+        return f"weights drawn anew, in the architecture of {_model(source)}"
     if not isinstance(kept, list):
         return f"{_model(source)}, trained further"
     layers = ", ".join(str(layer) for layer in kept)
@@ -175,6 +192,18 @@ def _data(run: Run) -> str:
     if shared is not None:
         counts.append(f"{percent(shared)} of held-out responses share eight words in a row with training rows")
     return "; ".join(named + counts) or "not recorded"
+
+
+def _said(run: Run) -> Iterator[str]:
+    """Whose labels and rationales were trained on, where a row has more than an answer."""
+    data = settings.value_at(settings.stage(run), "data")
+    target, annotations = settings.value_at(data, "target"), settings.value_at(data, "annotations")
+    if settings.value_at(data, "labels") == "llm":
+        yield "labels: those of a language model, for the rows that were trained on"
+    if target in ("label_then_rationale", "rationale_then_label"):
+        yield f"answers: {str(target).replace('_', ' ')}, in one text"
+    if isinstance(annotations, str):
+        yield f"annotations: {_model(annotations)}"
 
 
 def _training(run: Run) -> str:

@@ -154,3 +154,40 @@ def test_what_was_trained_on_is_told_where_it_is_not_the_data(tmp_path: Path) ->
     page = render(run)
     assert "Teacher&#39;s text" in page
     assert "dropped, empty" in page
+
+
+REASONS = """  data:
+    path: svamp:train
+    prefix: {text: "predict: ", chat: "Give only the `answer`.\\n\\n"}
+    labels: llm
+    target: rationale_then_label
+    annotations: palm
+"""
+
+
+@pytest.mark.parametrize(("template", "words"), [("none", '"predict: "'), ("chat", "Give only the `answer`.")])
+def test_the_words_before_a_prompt_are_told_to_whoever_asks(tmp_path: Path, template: str, words: str) -> None:
+    data = next(line for line in RECIPE.splitlines(keepends=True) if line.startswith("  data:"))
+    run = write_run(tmp_path / "first", recipe=RECIPE.replace(data, REASONS))
+    run.write("data", run.read("data") | {"template": template})
+    text = card(run)
+    assert re.search(r"begin with `+ ?.*" + re.escape(words) + r".*`+: put these words before yours", text)
+    for fact in (
+        "labels: those of a language model",
+        "answers: rationale then label, in one text",
+        "annotations: `palm`",
+    ):
+        assert f"- {fact}" in text
+
+
+def test_a_card_without_such_words_does_not_speak_of_them(tmp_path: Path) -> None:
+    text = card(write_run(tmp_path / "first"))
+    assert not any(word in text for word in ("put these words", "labels:", "annotations:", "answers:"))
+
+
+def test_weights_that_were_drawn_are_said_to_be(tmp_path: Path) -> None:
+    pruned = next(line for line in RECIPE.splitlines() if line.startswith("  student:"))
+    fresh = RECIPE.replace(pruned, "  student: {kind: fresh, model: models/shape}")
+    run = write_run(tmp_path / "first", recipe=fresh)
+    run.write("student", {"from": "models/shape"})
+    assert "student: weights drawn anew, in the architecture of `models/shape`" in card(run)
