@@ -8,8 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
 from small import Task
 
+from potstill.evaluation.metrics.significance import bootstrap_interval
 from potstill.reporting.text import markdown_table
 from potstill.run import PARTS, RUNS, Run, read_jsonl, write_text
 
@@ -17,9 +20,13 @@ NAMES = {
     "teacher": "teacher, fine-tuned",
     "untouched": "student, fine-tuned",
     "student": "student, then MiniLLM",
+    "single_step": "student, then MiniLLM with the paper's single step",
     "sft": "student, then fine-tuned for as long",
 }
-HEAD = ("", "parameters", "accuracy", "accuracy of the likeliest label", "Rouge-L of the reasons", "reverse KL, nats")
+HEAD = (
+    *("", "parameters", "accuracy", "less the fine-tuned student's", "accuracy of the likeliest label"),
+    *("Rouge-L of the reasons", "reverse KL, nats"),
+)
 Figures = Mapping[str, Any]
 
 
@@ -48,9 +55,34 @@ def write_results(
 
 
 def _measured(task: Task, labels: Mapping[str, Figures]) -> dict[str, Any]:
-    """Of each model what its run measured, with ``likeliest`` beside it: mean and 95% interval."""
-    own = Run(RUNS / task.name).result.evaluations()
-    return {part: {**own[PARTS[part]], "likeliest": scores["accuracy_likelihood"]} for part, scores in labels.items()}
+    """Of each model what its run measured; beside it ``likeliest``, and ``gain``, the accuracy less that of the student
+    that MiniLLM began with, row by row: mean and 95% interval."""
+    right = {part: _right(*_place(task, part)) for part in labels}
+    return {
+        part: {
+            **_place(task, part)[0].evaluations()[_place(task, part)[1]],
+            "likeliest": scores["accuracy_likelihood"],
+            "gain": _interval(right[part] - right["untouched"]),
+        }
+        for part, scores in labels.items()
+    }
+
+
+def _place(task: Task, part: str) -> tuple[Run, str]:
+    """The run that measured a model, and what it calls it."""
+    if part == "single_step":
+        return Run(RUNS / f"{task.name}_single_step"), "student_after"
+    return Run(RUNS / task.name).result, PARTS[part]
+
+
+def _right(run: Run, model: str) -> Float[np.ndarray, " row"]:
+    """1 where a model's answer is right, in the order of the rows."""
+    return np.array([row["scores"]["accuracy"] for row in run.rows(model)])
+
+
+def _interval(values: Float[np.ndarray, " row"]) -> dict[str, float]:
+    low, high = bootstrap_interval(values)
+    return {"mean": float(values.mean()), "low": low, "high": high}
 
 
 def _copying(figures: Mapping[str, Figures]) -> str:
@@ -78,6 +110,7 @@ def _row(name: str, one: Figures) -> tuple[str, ...]:
         name,
         f"{one['num_parameters']:,}",
         f"{one['accuracy']:.1%} [{one['accuracy_low']:.1%}, {one['accuracy_high']:.1%}]",
+        "{mean:+.1%} [{low:+.1%}, {high:+.1%}]".format(**one["gain"]) if name != NAMES["untouched"] else "-",
         "{mean:.1%} [{low:.1%}, {high:.1%}]".format(**one["likeliest"]),
         f"{one['rationale_rouge_l']:.1f}",
         f"{one.get('reverse_kl_nats', 0):.3f}",

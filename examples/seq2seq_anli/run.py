@@ -30,7 +30,7 @@ from small import FULL, ROUNDS, SMOKE, Sizes, Task, copying, cut, distilling, fi
 import potstill
 from potstill import api, recipe_io
 from potstill.errors import PotstillError, Stopped
-from potstill.recipe import Recipe
+from potstill.recipe import PretrainedStudent, Recipe
 from potstill.recipes import METHODS
 from potstill.run import RUNS, Run, has_trained, write_text
 
@@ -69,7 +69,10 @@ def reproduce(data: Path, sizes: Sizes) -> None:
         train(teacher, teacher_recipe(task, untrained, sizes), {})
         models = {"student": untrained, "teacher": f"{RUNS / teacher}/student"}
         rounds = fine_tuning(task, task.student_epochs, sizes) | cut(untrained)
-        train(task.name, "anli_minillm", models | rounds | distilling(task, sizes))
+        settings = models | rounds | distilling(task, sizes)
+        train(task.name, "anli_minillm", settings)
+        if task.controls:
+            train(f"{task.name}_single_step", single_step_recipe(task, settings), {})
     scored = {task.name: score_labels(task) for task in plan}
     write_results(Run(RUNS / COPYING), plan, scored, json.loads(SECONDS.read_text(encoding="utf-8")))
 
@@ -90,6 +93,14 @@ def teacher_recipe(task: Task, model: str, sizes: Sizes) -> Recipe:
     return whole.model_copy(update={"method": "rounds", "stages": whole.stages[: len(ROUNDS)]})
 
 
+def single_step_recipe(task: Task, settings: dict[str, Any]) -> Recipe:
+    """The last stage once more, from the same student, with the current step exact: the paper's term that S0 lacks."""
+    whole = recipe_io.load("anli_minillm", {**settings, "single_step": True}, methods=METHODS)
+    student = PretrainedStudent(model=f"{RUNS / task.name}/stages/3-{ROUNDS[-1]}/student")
+    last = whole.stage.model_copy(update={"student": student})
+    return whole.model_copy(update={"method": "minillm", "baseline": "none", "stages": (last,)})
+
+
 def train(name: str, recipe: str | Recipe, settings: dict[str, Any]) -> None:
     """Run a recipe as ``runs/<name>``, or go on with it, unless it is finished.
 
@@ -107,10 +118,12 @@ def train(name: str, recipe: str | Recipe, settings: dict[str, Any]) -> None:
 
 def score_labels(task: Task) -> dict[str, dict[str, Any]]:
     """Of each model of a task how often the likeliest label is right, whatever it would write: figures by model."""
-    parts = ("teacher", "untouched", "student", *(["sft"] if task.baseline != "none" else []))
+    parts = {name: f"{task.name}:{name}" for name in ("teacher", "untouched", "student")}
+    if task.controls:
+        parts |= {"single_step": f"{task.name}_single_step", "sft": f"{task.name}:sft"}
     with timed(f"{task.name}_labels"):
         found = api.evaluate_suites(
-            [f"{task.name}:{part}" for part in parts],
+            list(parts.values()),
             ["classification"],
             data=task.test,
             max_new_tokens=2,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from potstill.annotation.annotator import Asked, Written
 from potstill.annotation.beams import Search, searched
 from potstill.annotation.templates import BETWEEN, plain_text
 from potstill.data.examples import Example, Tokenised
-from potstill.data.tokenise import Skip, Template, encodes_pairs, tokenise
+from potstill.data.tokenise import Skip, tokenise
 from potstill.errors import PotstillError
 from potstill.evaluation.suites.subject import NO_TEXT, UNLIMITED, Subject
 from potstill.models.positions import check_positions
@@ -42,7 +42,9 @@ class LocalAnnotator:
 
     def write(self, asked: Sequence[Asked]) -> Iterator[tuple[Asked, Written | str]]:
         """As the protocol says; a question that is too long for the model has a problem in place of a text."""
-        rows = self._tokenised(asked, [NO_TEXT] * len(asked))
+        limits = {"max_prompt_tokens": UNLIMITED, "max_response_tokens": UNLIMITED}
+        asked_about = _examples(asked, [NO_TEXT] * len(asked))
+        rows = tokenise(asked_about, self.subject.tokenizer, template=self.subject.template, **limits)
         problems = [self._problem(row, self.decoding.max_new_tokens) for row in rows]
         fit = [(one, row) for one, row, problem in zip(asked, rows, problems, strict=True) if problem is None]
         yield from ((one, Written("", False, why)) for one, why in zip(asked, problems, strict=True) if why)
@@ -51,36 +53,12 @@ class LocalAnnotator:
             yield one, self._read(ids, finished)
 
     def nats(self, asked: Sequence[Asked], texts: Sequence[str]) -> list[float | None]:
-        """As the protocol says. Where a text continues its prompt it stands behind a space, as in ``Subject.nats``."""
-        apart = self._template == "chat" or encodes_pairs(self.subject.tokenizer)
-        spaced = [text if apart or text[:1].isspace() else f" {text}" for text in texts]
-        end = self.subject.tokenizer.eos_token_id
-        rows = [
-            replace(row, response_ids=row.response_ids[:-1])
-            if isinstance(row, Tokenised) and row.response_ids[-1] == end
-            else row
-            for row in self._tokenised(asked, spaced, stripped=True)
-        ]
+        """As the protocol says."""
+        rows = self.subject.to_score(_examples(asked, texts))
         problems = [self._problem(row, len(row.response_ids) if isinstance(row, Tokenised) else 0) for row in rows]
         fit = [row for row, why in zip(rows, problems, strict=True) if why is None and isinstance(row, Tokenised)]
-        found = iter(self.subject.nats_of(fit))
+        found = iter(self.subject.nats_of(fit, skip=self.subject.num_before_target))
         return [next(found)[0] if why is None else None for why in problems]
-
-    @property
-    def _template(self) -> Template:
-        return self.subject.template
-
-    def _tokenised(
-        self, asked: Sequence[Asked], texts: Sequence[str], *, stripped: bool = False
-    ) -> list[Tokenised | Skip]:
-        """The conversations, each with a text after it; ``stripped`` of the space that stands between them."""
-        prompts = [plain_text(one.turns) for one in asked]
-        examples = [
-            Example(prompt.rstrip() if stripped else prompt, text, one.id, messages=one.turns)
-            for one, prompt, text in zip(asked, prompts, texts, strict=True)
-        ]
-        limits = {"max_prompt_tokens": UNLIMITED, "max_response_tokens": UNLIMITED}
-        return tokenise(examples, self.subject.tokenizer, template=self._template, **limits)
 
     def _problem(self, row: Tokenised | Skip, num_new: int) -> str | None:
         if not isinstance(row, Tokenised):
@@ -106,7 +84,14 @@ class LocalAnnotator:
     def _read(self, ids: Sequence[int], finished: bool) -> Written:
         """The text; a plain one ends where it begins a further example of its own."""
         text = str(self.subject.tokenizer.decode(list(ids), skip_special_tokens=True))
-        if self._template != "chat":
+        if self.subject.template != "chat":
             text, between, _ = text.partition(BETWEEN.rstrip())
             finished = finished or bool(between)
         return Written(text.strip(), finished)
+
+
+def _examples(asked: Sequence[Asked], texts: Sequence[str]) -> list[Example]:
+    """The conversations, each with a text after it."""
+    return [
+        Example(plain_text(one.turns), text, one.id, messages=one.turns) for one, text in zip(asked, texts, strict=True)
+    ]

@@ -170,13 +170,22 @@ def test_each_model_is_made_from_the_one_it_should_be(smoke: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_single_step_is_a_term_more_from_the_same_student(smoke: Path) -> None:
+    places = ("animals/stages/4-minillm", "animals_single_step")
+    s0, paper = (recipe_io.load(smoke / "runs" / place / "recipe.yaml", methods=METHODS).stage for place in places)
+    assert (paper.teacher, paper.student, paper.data, paper.budget) == (s0.teacher, s0.student, s0.data, s0.budget)
+    names = [[term.objective.name for term in one.streams[0].terms] for one in (s0, paper)]
+    assert names == [["policy_gradient"], ["policy_gradient", "reverse_kl"]]
+
+
+@pytest.mark.slow
 def test_the_table_is_what_the_runs_and_the_suite_measured(smoke: Path) -> None:
     results, text = json.loads((smoke / "results.json").read_text()), (smoke / "results.md").read_text()
     kept = [json.loads(file.read_text()) for file in smoke.glob("evaluations/*/scores.json")]
-    for task, parts in (("animals", 4), ("anli", 3)):
+    for task, parts in (("animals", 5), ("anli", 3)):
         own = Run(smoke / "runs" / task).result.evaluations()
         models = results["tasks"][task]
-        assert list(models) == ["teacher", "untouched", "student", "sft"][:parts]
+        assert list(models) == ["teacher", "untouched", "student", "single_step", "sft"][:parts]
         assert models["student"]["accuracy"] == own["student_after"]["accuracy"]
         assert models["untouched"]["reverse_kl_nats"] == own["student_before"]["reverse_kl_nats"]
         assert models["teacher"]["num_parameters"] > models["student"]["num_parameters"]

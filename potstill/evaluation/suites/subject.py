@@ -13,7 +13,7 @@ import torch
 from potstill import weighting
 from potstill.data.examples import Example, Tokenised
 from potstill.data.order import seed_of
-from potstill.data.tokenise import Template, choose_template, encodes_pairs, num_prompt_tokens, tokenise
+from potstill.data.tokenise import Skip, Template, choose_template, encodes_pairs, num_prompt_tokens, tokenise
 from potstill.errors import DataError, ModelError
 from potstill.models.families import Family, check_projection, evaluating, family_of
 from potstill.models.loading import load, local_source
@@ -96,20 +96,40 @@ class Subject:
 
     @torch.no_grad()
     def nats(self, prompts: Sequence[str], responses: Sequence[str]) -> list[tuple[float, int]]:
-        """How unlikely each response is after its prompt: nats in all, and tokens; the end is not asked for.
+        """How unlikely each response is after its prompt: nats in all, and tokens; see ``to_score``.
+
+        Raises: ModelError where either is longer than the model sees.
+        """
+        examples = [Example(p, r, str(at)) for at, (p, r) in enumerate(zip(prompts, responses, strict=True))]
+        rows = [_there(row, example) for row, example in zip(self.to_score(examples), examples, strict=True)]
+        return self.nats_of(rows, skip=self.num_before_target)
+
+    def to_score(self, examples: Sequence[Example]) -> list[Tokenised | Skip]:
+        """Responses behind their prompts as they are scored, without their end, which is not asked for.
 
         Without a chat template a response that does not begin with a space gets one, as it would stand in text. An
         encoder-decoder model's response continues nothing: it gets none, its source is asked as it is, and what the
-        tokenizer puts before every target is not asked for either.
-        Raises: ModelError where either is longer than the model sees.
+        tokenizer puts before every target (``num_before_target``) is not asked for either.
         """
-        pairs = encodes_pairs(self.tokenizer)
+        pairs, end = encodes_pairs(self.tokenizer), self.tokenizer.eos_token_id
         apart = self.template == "chat" or pairs
-        spaced = [text if apart or text[:1].isspace() else f" {text}" for text in responses]
-        asked = prompts if pairs else [prompt.rstrip() for prompt in prompts]
-        examples = [Example(p, r, str(at)) for at, (p, r) in enumerate(zip(asked, spaced, strict=True))]
-        rows = [_without_end(row, self.tokenizer.eos_token_id) for row in self._tokenised(examples)]
-        return self.nats_of(rows, skip=_num_before_target(self.tokenizer) if pairs else 0)
+        framed = [
+            replace(
+                row,
+                prompt=row.prompt if pairs else row.prompt.rstrip(),
+                response=row.response if apart or row.response[:1].isspace() else f" {row.response}",
+            )
+            for row in examples
+        ]
+        return [_without_end(row, end) if isinstance(row, Tokenised) else row for row in self._ids(framed)]
+
+    @property
+    def num_before_target(self) -> int:
+        """Tokens that stand before every target text, as BART's beginning does; none of T5, and of a causal model."""
+        if not encodes_pairs(self.tokenizer):
+            return 0
+        added = self.tokenizer(text_target="")["input_ids"]
+        return added.index(self.tokenizer.eos_token_id) if self.tokenizer.eos_token_id in added else 0
 
     @torch.no_grad()
     def nats_of(self, rows: Sequence[Tokenised], *, skip: int = 0) -> list[tuple[float, int]]:
@@ -133,12 +153,11 @@ class Subject:
             check_positions(config, len(row.prompt_ids), len(row.response_ids), "a prompt with an option")
 
     def _tokenised(self, examples: Sequence[Example]) -> list[Tokenised]:
+        return [_there(row, example) for row, example in zip(self._ids(examples), examples, strict=True)]
+
+    def _ids(self, examples: Sequence[Example]) -> list[Tokenised | Skip]:
         limits = {"max_prompt_tokens": UNLIMITED, "max_response_tokens": UNLIMITED}
-        rows = tokenise(examples, self.tokenizer, template=self.template, **limits)
-        for example, row in zip(examples, rows, strict=True):
-            if not isinstance(row, Tokenised):
-                raise DataError(f"{example.id}: {row.replace('_', ' ')}", "mend the row, or leave it out")
-        return [row for row in rows if isinstance(row, Tokenised)]
+        return tokenise(examples, self.tokenizer, template=self.template, **limits)
 
 
 def open_subject(
@@ -185,7 +204,8 @@ def _without_end(row: Tokenised, end: int) -> Tokenised:
     return replace(row, response_ids=row.response_ids[:-1]) if row.response_ids[-1] == end else row
 
 
-def _num_before_target(tokenizer: Any) -> int:
-    """How many tokens stand before every target text, as BART's beginning does; of T5 none."""
-    added = tokenizer(text_target="")["input_ids"]
-    return added.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in added else 0
+def _there(row: Tokenised | Skip, example: Example) -> Tokenised:
+    """The row. Raises: DataError with the reason where it is none."""
+    if not isinstance(row, Tokenised):
+        raise DataError(f"{example.id}: {row.replace('_', ' ')}", "mend the row, or leave it out")
+    return row
