@@ -114,6 +114,11 @@ class Run:
         file = self.path / f"{name}.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
+    def glance(self, name: str) -> dict[str, Any]:
+        """The same of a run that is only looked at in passing: what is damaged there counts as not there."""
+        file = self.path / f"{name}.json"
+        return (json_object(file.read_bytes()) or {}) if file.is_file() else {}
+
     def write(self, name: str, content: Any) -> None:
         write_text(self.path / f"{name}.json", json.dumps(content, indent=2) + "\n")
 

@@ -97,7 +97,8 @@ def looked_at(run: Run) -> list[str]:
     siblings = sorted(run.path.resolve().parent.iterdir()) if run.path.exists() else []
     others = [Run(path) for path in siblings if not path.is_symlink() and (path / "recipe.yaml").is_file()]
     own = _held_out_file(run)
-    return [other.name for other in others if _held_out_file(other) == own and "student_after" in other.evaluations()]
+    measured = [other for other in others if other.glance("eval/student_after")]
+    return [other.name for other in measured if own is not None and _held_out_file(other) == own]
 
 
 def _models_asked(results: Mapping[str, Sequence[Result]]) -> dict[str, int]:
@@ -125,8 +126,8 @@ def held_out(run: Run) -> Any:
 
 def _held_out_file(run: Run) -> Any:
     """The hash of the held-out rows' own file, or of the one that they were taken from."""
-    files = run.read("data").get("files", {})
-    return (files.get("heldout") or files.get("train") or {}).get("sha256")
+    hashes = (settings.value_at(run.glance("data"), "files", name, "sha256") for name in ("heldout", "train"))
+    return next(filter(None, hashes), None)
 
 
 def _teacher(run: Run) -> str | None:
