@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from potstill import chain, recipe_io, run_models, stages
+from potstill import recipe_io, run_models, stage, stages
 from potstill import run as runs
 from potstill.checks.dry_run import Tried
 from potstill.checks.dry_run import dry_run as try_recipe
@@ -46,8 +46,8 @@ def train(recipe_or_method: str | Path | Recipe, *, allow_remote_code: bool = Fa
     """
     recipe = recipe_io.load(recipe_or_method, overrides, methods=METHODS)
     with _new_run(recipe) as run:
-        for part in chain.parts(recipe, run, _conclude):
-            stages.run(part.recipe, part.run, allow_remote_code=allow_remote_code)
+        for part in stages.parts(recipe, run, _conclude):
+            stage.run(part.recipe, part.run, allow_remote_code=allow_remote_code)
     return run
 
 
@@ -75,8 +75,8 @@ def resume(run: str | Path | Run, *, allow_remote_code: bool = False) -> Run:
     run = run if isinstance(run, Run) else runs.find(run)
     recipe = recipe_io.load(run.recipe_file, methods=METHODS)
     with _alone(run):
-        for part in chain.parts(recipe, run, _conclude):
-            stages.run(part.recipe, part.run, allow_remote_code=allow_remote_code)
+        for part in stages.parts(recipe, run, _conclude):
+            stage.run(part.recipe, part.run, allow_remote_code=allow_remote_code)
     return run
 
 
@@ -148,7 +148,7 @@ def evaluate_suites(
 def report(run: str | Path | Run) -> dict[str, Any]:
     """Write a run's report again from its files, and those of its stages, and return its table."""
     run = run if isinstance(run, Run) else runs.find(run)
-    for one in (*(stage for stage in run.stages if stage.recipe_file.exists()), run):
+    for one in (*(part for part in run.stages if part.recipe_file.exists()), run):
         write_report(one)
     return summary(run)
 

@@ -1,216 +1,223 @@
-"""Runs a recipe of one stage: trains, measures, and trains the equal-time baseline beside it.
+"""Runs a recipe's stages one after the other: the student of one is the next one's student or teacher.
 
-Everything that is finished is on disk, so running a recipe again in its folder goes on where it stopped.
+Each stage is an ordinary run in a folder of its own with a recipe of its own, in which the models are named. A stage
+that is finished is known by a hash of what it was asked to do and one of the student that it made, and is not done
+again. Nothing is carried from one stage to the next but folders, so one that is run by itself makes the same student.
 """
 
 from __future__ import annotations
 
 import json
-import resource
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
 
-import torch
-
-from potstill import assembly
+from potstill import assembly, recipe_io
 from potstill import recipe as schema
-from potstill.assembly import Student
-from potstill.bench import Bench, say, set_up
-from potstill.evaluation.evaluator import measure
-from potstill.evaluation.generation import greedy_figures
-from potstill.measuring import evaluate
-from potstill.models.families import family_of
-from potstill.models.loading import load
-from potstill.run import MODELS, Run, remove_folder, write_text
-from potstill.sources.dataset import batches
-from potstill.sources.teacher_text import seconds_of
-from potstill.streams import Parts, build_streams
-from potstill.training import checkpoint
-from potstill.training.checkpoint import Checkpoint
-from potstill.training.signals import listening
-from potstill.training.trainer import Job, State, fit
+from potstill.bench import say, settled
+from potstill.data.catalogue import DATASETS
+from potstill.data.catalogue.loading import files_of
+from potstill.data.datasets import Named, heldout_place, train_place
+from potstill.errors import CheckpointError, ConfigError, DataError
+from potstill.run import STAGES, Run, replace_link, write_text
+from potstill.training import runtime as runtimes
 
-MUCH_OUTSIDE = 0.001  # of a teacher's probability on rows that are left out: worth a word
+CARD = "README.md"  # of a student; written after it, and no part of the model
 
 
 @dataclass(frozen=True)
-class Training:
-    """One student to be trained: the recipe's own, or its baseline. ``label`` is its row in the table."""
+class Part:
+    """What is run by itself: a recipe of one stage, and its folder."""
 
-    label: str
-    stage: schema.Stage
+    recipe: schema.Recipe
     run: Run
 
 
-def run(recipe: schema.Recipe, run: Run, *, allow_remote_code: bool = False) -> None:
-    """Run a recipe in its folder, from the start or from where it was stopped.
+@dataclass(frozen=True)
+class Planned:
+    """A stage in stages.json. ``student_sha256`` is there when it is finished."""
+
+    name: str
+    method: str
+    folder: str
+    recipe_sha256: str
+    student_sha256: str | None = None
+
+
+def parts(recipe: schema.Recipe, run: Run, conclude: Callable[[Run], None]) -> Iterator[Part]:
+    """What is left to run of a recipe, in order; of one stage, the recipe itself in the run's own folder.
 
     Args:
-        recipe: what to do, in one stage. Several are ``potstill.chain``'s to take apart.
-        run: where; its folder exists.
-        allow_remote_code: let models run Python that comes with them.
-    Raises: any PotstillError; Stopped after a signal, with everything saved.
+        recipe: what to do. run: where; its folder exists.
+        conclude: called with each run when it is finished, with the whole one last.
+    Yields: the next part, when those before it are finished; it has to be run before another is asked for.
+    Raises: ConfigError, CheckpointError where what is there is not what the recipe asks for; DataError for rows of any
+        stage that are not there.
     """
-    with listening() as stop:
-        bench = set_up(recipe, run, stop, allow_remote_code)
-        for training in _trainings(bench):
-            resume_from = checkpoint.newest(training.run.checkpoints, say)
-            student = _student(bench, training, resume_from)
-            _measure_teacher(bench)  # not before there is a student: one that cannot be made is refused first
-            _measure_untouched(bench, training, student, resume_from)
-            state = fit(_job(bench, training, student), resume_from)
-            _finish(bench, training, state, student.stored_dtype)
-        _write_samples(bench)
-        bench.runtime.barrier()
-
-
-def _trainings(bench: Bench) -> Iterator[Training]:
-    """The recipe's student, and then, with its training time known, the baseline's."""
-    stage, run = bench.recipe.stage, bench.run
-    yield Training("student_after", stage, run)
-    if bench.recipe.baseline == "equal_time_sft":
-        seconds = bench.runtime.share(_seconds_spent(run) if bench.runtime.is_main else None)
-        yield Training("equal_time_sft", assembly.equal_time_sft(stage, seconds), run.baseline)
-
-
-def _seconds_spent(run: Run) -> float:
-    """What the student has cost: its training, and the writing of its teacher's text."""
-    cost = run.read("cost")
-    return float(cost["training_s"] + cost["teacher_text_s"])
-
-
-def _student(bench: Bench, training: Training, resume_from: Checkpoint | None) -> Student:
-    student = assembly.build_student(
-        training.stage,
-        bench.runtime,
-        bench.vocab_size,
-        assembly.calibration_rows(bench.data),
-        bench.allow_remote_code,
-        resume_from,
-        bench.recipe.seed,
-    )
-    if resume_from and bench.runtime.is_main:
-        say(f"going on from {resume_from.path}")
-    elif bench.runtime.is_main and training.label == "student_after":
-        bench.run.write("student", student.made)
-        if layers := student.made.get("kept_layers"):
-            made = student.made
-            say(f"student: layers {layers} of {made['of_layers']} of {made['from']}")
-            if encoder := made.get("encoder_kept_layers"):
-                say(f"student: and of its encoder, layers {encoder} of {made['encoder_of_layers']}")
-    return student
-
-
-def _job(bench: Bench, training: Training, student: Student) -> Job:
-    stage = training.stage
-    pad_id = bench.tokenizer.eos_token_id
-    validation = list(batches(bench.data.validation, stage.evaluation.batch_size, pad_id))
-
-    def validate() -> dict[str, float]:
-        with bench.runtime.autocast():
-            figures = measure(student.family, bench.examiner, validation)
-            if stage.checkpoint.best_by in schema.METRICS_OF_ANSWERS:
-                answered, asked = bench.data.validation, stage.evaluation
-                figures |= greedy_figures(student.family, bench.tokenizer, answered, asked, stage.data.target)
-        return figures
-
-    parts = Parts(
-        stage=stage,
-        data=bench.data,
-        plain_text=bench.plain_text,
-        teaching=bench.teaching,
-        student=student.family,
-        tokenizer=bench.tokenizer,
-        runtime=bench.runtime,
-        folder=training.run.path,
-        seed=bench.recipe.seed,
-    )
-    return Job(
-        stage=stage,
-        run=training.run,
-        runtime=bench.runtime,
-        student=student.family,
-        tokenizer=bench.tokenizer,
-        streams=build_streams(parts),
-        validate=validate,
-        examples_per_epoch=len(bench.data.train),
-        seed=bench.recipe.seed,
-        stop=bench.stop,
-        label={"student_after": bench.recipe.method, "equal_time_sft": "equal-time sft"}[training.label],
-    )
-
-
-def _finish(bench: Bench, training: Training, state: State, stored_dtype: torch.dtype) -> None:
-    """Export the best student, measure what was exported, and write down the cost."""
-    if bench.runtime.is_main:
-        assert state.best_step is not None  # training ends with a validation
-        best = checkpoint.at(training.run.checkpoints, state.best_step)
-        checkpoint.mark_best(training.run.checkpoints, state.best_step)
-        _export(bench, best, training.run, stored_dtype)
-        prefix = "" if training.label == "student_after" else "baseline_"
-        _add_cost(bench.run, prefix, state)
-        if not bench.run.eval_file(training.label).exists():
-            loaded = load(str(training.run.student), dtype=bench.runtime.student_dtype, device=bench.runtime.device)
-            evaluate(bench, training.label, family_of(loaded.model, bench.vocab_size), loaded.size_on_disk)
-    bench.runtime.barrier()
-
-
-def _export(bench: Bench, best: Checkpoint, run: Run, dtype: torch.dtype) -> None:
-    """Write the best checkpoint's student to ``student/``, in the precision of the model it came from."""
-    partial = run.path / ".student.partial"
-    remove_folder(partial)
-    loaded = load(str(best.student), dtype=dtype, allow_remote_code=bench.allow_remote_code)
-    loaded.model.save_pretrained(partial)
-    loaded.tokenizer.save_pretrained(partial)
-    checkpoint.make_readable(partial)
-    checkpoint.flush_tree(partial)
-    remove_folder(run.student)
-    partial.rename(run.student)
-
-
-def _measure_teacher(bench: Bench) -> None:
-    if bench.teaching and bench.runtime.is_main and not bench.run.eval_file("teacher").exists():
-        evaluate(bench, "teacher", bench.teaching.teacher.family, bench.teaching.size_on_disk)
-        outside = bench.run.read("eval/teacher").get("mass_outside", 0.0)
-        if outside > MUCH_OUTSIDE:
-            say(f"the teacher gives {outside:.1%} of its probability to {bench.teaching.note}")
-    bench.runtime.barrier()
-
-
-def _measure_untouched(bench: Bench, training: Training, student: Student, resume_from: Checkpoint | None) -> None:
-    left_out = "untouched" in bench.recipe.stage.evaluation.leave_out
-    wanted = training.label == "student_after" and not resume_from and bench.runtime.is_main and not left_out
-    if wanted and not bench.run.eval_file("student_before").exists():
-        evaluate(bench, "student_before", student.family, student.size_on_disk)
-    bench.runtime.barrier()
-
-
-def _add_cost(run: Run, prefix: str, state: State) -> None:
-    own = {
-        "training_s": state.seconds,
-        "teacher_text_s": sum(seconds_of(folder) for folder in (run.path / "teacher_text").glob("*")),
-        "steps": state.step,
-        "best_step": state.best_step,
-        "tokens": state.tokens,
-        "teacher_tokens": state.teacher_tokens,
-        "response_tokens": state.response_tokens,
-    }
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    cost = run.read("cost")
-    run.write("cost", cost | {prefix + k: v for k, v in own.items()} | {"peak_memory_bytes": peak})
-
-
-def _write_samples(bench: Bench) -> None:
-    """samples.jsonl: what each model answered to the same prompts."""
-    if not bench.runtime.is_main:
+    if len(recipe.stages) == 1:
+        yield Part(recipe, run)
+        conclude(run)
         return
-    measured = {label: rows for label in MODELS if (rows := bench.run.rows(label))}
-    lines = []
-    settings = bench.recipe.stage.evaluation
-    answered = bench.data.heldout[: min(settings.max_examples, settings.generate_examples)]
-    for index, row in enumerate(answered):
-        outputs = {label: rows[index]["predictions"] for label, rows in measured.items()}
-        lines.append({"id": row.example_id, "prompt": row.prompt, "reference": row.response, "outputs": outputs})
-    write_text(bench.run.samples_file, "".join(json.dumps(line) + "\n" for line in lines))
+    _check_rows(recipe)
+    runtime = runtimes.start(recipe.device, recipe.dtype)
+    recipe = settled(recipe, runtime)
+    plan = runtime.share(_plan(recipe, run) if runtime.is_main else None)
+    for at, planned in enumerate(plan):
+        if planned.student_sha256 is not None:
+            _say(runtime, f"stage {planned.name} is finished")
+            continue
+        _say(runtime, f"stage {at + 1} of {len(plan)}: {planned.name}")
+        part = Part(resolved(recipe, at, run), Run(run.path / planned.folder))
+        part.run.path.mkdir(parents=True, exist_ok=True)
+        yield part
+        conclude(part.run)
+        if runtime.is_main:
+            plan[at] = replace(planned, student_sha256=student_sha256(part.run.student))
+            _write(run, plan)
+        runtime.barrier()
+    if runtime.is_main:
+        replace_link(run.student, f"{plan[-1].folder}/student")
+    conclude(run)
+
+
+def _check_rows(recipe: schema.Recipe) -> None:
+    """Refuse rows that are not there, of a late stage too, before the first is run."""
+    for stage in recipe.stages:
+        for place in (train_place(stage.data), heldout_place(stage.data)):
+            if isinstance(place, Named):
+                files_of(DATASETS[place.name], place.split)
+            elif place is not None and not place.exists():
+                raise DataError(f"stage {stage.name}: {place} is not there", f"set {stage.name}.data.path or .heldout")
+
+
+def _say(runtime: runtimes.Runtime, text: str) -> None:
+    if runtime.is_main:
+        say(text)
+
+
+# --- What a stage is asked to do --------------------------------------------------------------------------------------
+
+
+def resolved(recipe: schema.Recipe, at: int, run: Run) -> schema.Recipe:
+    """One stage as a recipe of its own, with the students of earlier ones by their folders."""
+    students = {stage.name: _as_named(_run_of(run, recipe, index).student) for index, stage in enumerate(recipe.stages)}
+    return _alone(recipe, at, lambda name, stage: stage.model_copy(update=_models(recipe, name, stage, students)))
+
+
+def beforehand(recipe: schema.Recipe) -> Iterator[schema.Recipe]:
+    """Each stage as a recipe of its own before any is run, to be looked at: a student of an earlier stage is stood for
+    by what it is to be made from, which has its tokenizer, and its size or more."""
+    made: dict[str, str] = {}
+    for at, stage in enumerate(recipe.stages):
+        alone = _alone(recipe, at, lambda name, stage: stage.model_copy(update=_models(recipe, name, stage, made)))
+        made[stage.name] = assembly.source_of(alone.stage)[0]
+        yield alone
+
+
+def _alone(recipe: schema.Recipe, at: int, named: Callable[[str, schema.Stage], schema.Stage]) -> schema.Recipe:
+    """A recipe of one stage; the last one has the baseline."""
+    stage = recipe.stages[at]
+    previous = recipe.stages[at - 1].name if at else ""
+    update = {
+        "method": stage.method or recipe.method,
+        "run": None,
+        "baseline": recipe.baseline if at == len(recipe.stages) - 1 else "none",
+        "stages": (named(previous, stage),),
+    }
+    return recipe.model_copy(update=update)
+
+
+def _models(recipe: schema.Recipe, previous: str, stage: schema.Stage, students: Mapping[str, str]) -> dict[str, Any]:
+    """The models of a stage that other stages make."""
+    found: dict[str, Any] = {}
+    if isinstance(stage.student, schema.PreviousStudent):
+        frozen = stage.student.freeze_embeddings
+        found["student"] = schema.PretrainedStudent(model=students[previous], freeze_embeddings=frozen)
+    if isinstance(stage.teacher, schema.StageTeacher):
+        asked = stage.teacher.stage
+        found["teacher"] = schema.Teacher(model=students[previous if asked == schema.PREVIOUS else asked])
+    return found
+
+
+def _run_of(run: Run, recipe: schema.Recipe, at: int) -> Run:
+    return Run(run.path / STAGES / f"{at + 1}-{recipe.stages[at].name}")
+
+
+def _as_named(folder: Path) -> str:
+    """A folder by one name, however the run was named: from here where it is below, so that what is moved as a whole
+    keeps its recipes."""
+    whole, here = folder.parent.resolve() / folder.name, Path.cwd()
+    return str(whole.relative_to(here)) if whole.is_relative_to(here) else str(whole)
+
+
+# --- What is finished -------------------------------------------------------------------------------------------------
+
+
+def _plan(recipe: schema.Recipe, run: Run) -> list[Planned]:
+    """stages.json: read and compared with the recipe, or written for the first time.
+
+    Raises: ConfigError where a finished stage was asked to do something else; CheckpointError where its student is not
+        what it was.
+    """
+    hashes = recipe_hashes(recipe)
+    plan = [
+        Planned(
+            name=stage.name,
+            method=stage.method or recipe.method,
+            folder=str(_run_of(run, recipe, at).path.relative_to(run.path)),
+            recipe_sha256=hashes[stage.name],
+        )
+        for at, stage in enumerate(recipe.stages)
+    ]
+    finished = {one["name"]: Planned(**one) for one in run.read("stages") or () if one["student_sha256"]}
+    for name, then in finished.items():
+        _check_finished(run, then, hashes.get(name))
+    plan = [finished.get(planned.name, planned) for planned in plan]
+    write_text(run.recipe_file, recipe_io.dump(recipe))
+    _write(run, plan)
+    return plan
+
+
+def _check_finished(run: Run, then: Planned, now: str | None) -> None:
+    if then.recipe_sha256 != now:
+        raise ConfigError(
+            f"stage {then.name} of {run.name} was trained with other settings than recipe.yaml has now",
+            "put them back, or start a new run",
+        )
+    folder = run.path / then.folder / "student"
+    if not folder.is_dir() or student_sha256(folder) != then.student_sha256:
+        raise CheckpointError(
+            f"{folder} is not the student that stage {then.name} made: its files have changed",
+            "bring it back as it was, or start a new run",
+        )
+
+
+def _write(run: Run, plan: list[Planned]) -> None:
+    run.write("stages", [asdict(planned) for planned in plan])
+
+
+def recipe_hashes(recipe: schema.Recipe) -> dict[str, str]:
+    """What each stage is asked to do, as a hash by its name: its settings, and those of the stages it stands on."""
+    found: dict[str, str] = {}
+    for at, stage in enumerate(recipe.stages):
+        previous = recipe.stages[at - 1].name if at else None
+        on = {previous} if isinstance(stage.student, schema.PreviousStudent) else set()
+        if isinstance(stage.teacher, schema.StageTeacher):
+            on.add(previous if stage.teacher.stage == schema.PREVIOUS else stage.teacher.stage)
+        asked = _alone(recipe, at, lambda _, stage: stage).model_dump(mode="json", exclude={"device"})
+        told = [asked, sorted(found[name] for name in on if name)]
+        found[stage.name] = sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return found
+
+
+def student_sha256(folder: Path) -> str:
+    """A hash of a model folder: the names and contents of its files, its card left out."""
+    whole = sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CARD):
+        with open(file, "rb") as handle:
+            while block := handle.read(2**22):
+                whole.update(block)
+        whole.update(f"\0{file.relative_to(folder).as_posix()}\0".encode())
+    return whole.hexdigest()

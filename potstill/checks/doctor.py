@@ -74,7 +74,7 @@ def recipe(
 def _recipe_findings(
     target: str, overrides: Mapping[str, Any], methods: Mapping[str, Callable[..., Recipe]], allow_remote_code: bool
 ) -> Iterator[Finding]:
-    from potstill.chain import beforehand
+    from potstill.stages import beforehand
 
     loaded = recipe_io.load(target, overrides, methods=methods)
     several = len(loaded.stages) > 1

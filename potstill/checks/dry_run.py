@@ -20,8 +20,8 @@ from pathlib import Path
 
 from psutil import pid_exists
 
-from potstill import chain, stages
 from potstill import recipe as schema
+from potstill import stage, stages
 from potstill.checks.dry.models import layers_of_stacks
 from potstill.checks.dry.naming import of_stage
 from potstill.checks.dry.sizes import Pair, count, memory
@@ -64,7 +64,7 @@ def dry_run(recipe: schema.Recipe, conclude: Callable[[Run], None], *, allow_rem
 
     Args:
         recipe: what would be done.
-        conclude: called with each run when it is finished, as ``chain.parts`` does.
+        conclude: called with each run when it is finished, as ``stages.parts`` does.
         allow_remote_code: let models run Python that comes with them.
     Returns: the stages, in order.
     Raises: ModelError for a model that is not here and of no known architecture; DataError, ConfigError and the others
@@ -88,10 +88,10 @@ def _tried(world: World, run: Run, dtype: str, conclude: Callable[[Run], None], 
 
     run.path.mkdir()
     tried = []
-    for part, pair in zip(chain.parts(world.recipe, run, concluding), world.pairs, strict=True):
+    for part, pair in zip(stages.parts(world.recipe, run, concluding), world.pairs, strict=True):
         begun = time.perf_counter()
         with of_stage(part.recipe.stage.name, world.called):
-            stages.run(part.recipe, part.run, allow_remote_code=allow_remote_code)
+            stage.run(part.recipe, part.run, allow_remote_code=allow_remote_code)
         seconds = time.perf_counter() - begun
         losses = _losses(part.run)
         tried.append(

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from potstill import assembly, objectives, recipe_io
 from potstill import recipe as schema
-from potstill.chain import beforehand
 from potstill.data.collate import collate
 from potstill.data.examples import Tokenised
 from potstill.data.prepare import prepare
@@ -27,6 +26,7 @@ from potstill.objectives import sparse
 from potstill.objectives.chunked import evaluate_terms
 from potstill.sources.dataset import DatasetSource
 from potstill.sources.rollout import Judge
+from potstill.stages import beforehand
 from potstill.streams import asked
 from potstill.training import runtime as runtimes
 from potstill.training.runtime import Runtime

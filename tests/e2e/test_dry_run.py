@@ -211,12 +211,12 @@ def test_a_signal_leaves_nothing(workspace: Path, scratch: Path) -> None:
 
 
 def test_stopping_is_said_to_keep_nothing(workspace: Path, monkeypatch: Any) -> None:
-    from potstill import stages
+    from potstill import stage
 
     def stopped(*_: Any, **__: Any) -> None:
         raise Stopped("stopped outside training, with everything saved", "go on with `potstill resume`", exit_code=75)
 
-    monkeypatch.setattr(stages, "run", stopped)
+    monkeypatch.setattr(stage, "run", stopped)
     with pytest.raises(Stopped, match="nothing of it is kept") as error:
         api.dry_run("kd", **SMALL)
     assert error.value.exit_code == 75

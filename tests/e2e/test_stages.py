@@ -17,7 +17,7 @@ import pytest
 from ruamel.yaml import YAML
 
 import potstill
-from potstill import api, chain, recipe_io
+from potstill import api, recipe_io, stages
 from potstill.errors import CheckpointError, ConfigError, DataError
 from potstill.recipes import METHODS
 from potstill.run import Run
@@ -108,7 +108,7 @@ def test_each_stage_begins_where_it_says(run: Run) -> None:
 def test_a_student_that_teaches_is_what_it_was_when_it_was_made(run: Run) -> None:
     """By the hash that was taken when its stage ended, before it taught."""
     for stage, plan in zip(run.stages, run.read("stages"), strict=True):
-        assert chain.student_sha256(stage.student) == plan["student_sha256"]
+        assert stages.student_sha256(stage.student) == plan["student_sha256"]
 
 
 def test_each_stages_recipe_runs_by_itself_to_the_same_student(run: Run) -> None:
@@ -135,9 +135,9 @@ def test_every_verb_takes_a_run_of_several_stages(run: Run) -> None:
 
 
 def test_the_whole_is_not_done_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from potstill import stages
+    from potstill import stage
 
-    monkeypatch.setattr(stages, "run", lambda *_, **__: pytest.fail("a finished stage was run"))
+    monkeypatch.setattr(stage, "run", lambda *_, **__: pytest.fail("a finished stage was run"))
     before = run.read("stages")
     potstill.resume("several")
     potstill.resume(run.path.resolve())
@@ -162,12 +162,12 @@ def test_a_finished_stage_is_refused_other_settings_and_another_student(
 
 
 def test_a_stage_is_known_by_its_settings_and_those_it_stands_on(tmp_path: Path) -> None:
-    hashes = chain.recipe_hashes(loaded(tmp_path))
-    later = chain.recipe_hashes(loaded(tmp_path, **{"last.budget.steps": 9}))
-    first = chain.recipe_hashes(loaded(tmp_path, **{"warm-up.budget.steps": 9}))
+    hashes = stages.recipe_hashes(loaded(tmp_path))
+    later = stages.recipe_hashes(loaded(tmp_path, **{"last.budget.steps": 9}))
+    first = stages.recipe_hashes(loaded(tmp_path, **{"warm-up.budget.steps": 9}))
     assert [name for name in hashes if hashes[name] != later[name]] == ["last"]
     assert [name for name in hashes if hashes[name] != first[name]] == ["warm-up", "assistant", "last"]
-    elsewhere = chain.recipe_hashes(loaded(tmp_path, run="other", device="auto"))
+    elsewhere = stages.recipe_hashes(loaded(tmp_path, run="other", device="auto"))
     assert elsewhere == hashes
 
 
@@ -178,7 +178,7 @@ def test_settings_of_a_stage_are_reached_by_its_place_and_by_its_name(tmp_path: 
 
 def test_the_baseline_is_the_last_stages(tmp_path: Path) -> None:
     recipe = loaded(tmp_path, baseline="equal_time_sft")
-    alone = [chain.resolved(recipe, at, Run(tmp_path / "r")) for at in range(3)]
+    alone = [stages.resolved(recipe, at, Run(tmp_path / "r")) for at in range(3)]
     assert [one.baseline for one in alone] == ["none", "none", "equal_time_sft"]
 
 
@@ -208,12 +208,12 @@ def test_of_accuracies_within_a_standard_error_the_newest_student_is_kept(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Validations of the untouched student, then after steps 1 to 4."""
-    from potstill import stages
+    from potstill import stage
 
     found = iter([(1.0, 0.0), (0.5, 0.1), (0.7, 0.1), (0.65, 0.1), (0.5, 0.1)])
     figures = ({"accuracy": value, "accuracy_stderr": error} for value, error in found)
-    own = stages._job
-    monkeypatch.setattr(stages, "_job", lambda *made: replace(own(*made), validate=lambda: next(figures)))
+    own = stage._job
+    monkeypatch.setattr(stage, "_job", lambda *made: replace(own(*made), validate=lambda: next(figures)))
     alone = ASSISTED | {"run": "by-accuracy", "stages": ASSISTED["stages"][:1]}
     settings = {"checkpoint": {"every": 1, "best_by": "accuracy"}, "evaluation.accuracy": "exact"}
     made = potstill.train(written(workspace, alone), **settings)
@@ -224,7 +224,7 @@ def test_of_accuracies_within_a_standard_error_the_newest_student_is_kept(
 
 SERVER = textwrap.dedent("""
     import json, os, signal, sys
-    import potstill, potstill.api, potstill.chain as chain, potstill.training.checkpoint as checkpoint
+    import potstill, potstill.api, potstill.stages as stages, potstill.training.checkpoint as checkpoint
     import transformers.models.llama.modeling_llama, transformers.generation, rouge_score.rouge_scorer
 
     def die(): os.kill(os.getpid(), signal.SIGKILL)
@@ -239,7 +239,7 @@ SERVER = textwrap.dedent("""
         setattr(module, name, call)
 
     PLACES = {
-        "commit": (checkpoint.Writer, "commit"), "hash": (chain, "student_sha256"), "link": (chain, "replace_link"),
+        "commit": (checkpoint.Writer, "commit"), "hash": (stages, "student_sha256"), "link": (stages, "replace_link"),
     }
     for line in sys.stdin:
         order = json.loads(line)

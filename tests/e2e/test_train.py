@@ -165,10 +165,10 @@ def test_the_best_checkpoint_is_the_best_by_its_metric(
 ) -> None:
     """Validations after steps 3, 6 and 8 give these values; the one before the first step cannot be the best."""
     answers = iter([0.0, *values] if metric != "top1_agreement" else [1.0, *values])
-    from potstill import stages
+    from potstill import stage
 
-    job = stages._job
-    monkeypatch.setattr(stages, "_job", lambda *a: replace(job(*a), validate=lambda: {metric: next(answers)}))
+    job = stage._job
+    monkeypatch.setattr(stage, "_job", lambda *a: replace(job(*a), validate=lambda: {metric: next(answers)}))
     run = train(**{"checkpoint.best_by": metric})
     assert run.read("cost")["best_step"] == best
     assert (run.checkpoints / "best").resolve().name == f"step-{best:06d}"

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from potstill import assembly, chain
+from potstill import assembly, stages
 from potstill import recipe as schema
 from potstill.checks.dry import data
 from potstill.checks.dry.models import LAYERS, Blueprint, Key, blueprint, named_models, save_small, small_config
@@ -69,7 +69,9 @@ def build(recipe: schema.Recipe, folder: Path, allow_remote_code: bool) -> World
     full = tuple(pairs(recipe, {key: one.model for key, one in prints.items()}))
     chat = any("chat" in (stage.data.template, stage.data.format) for stage in recipe.stages)
     tokenizers = tokenizers_of(prints.values(), chat=chat)
-    of_stages = {alone.stage.name: tokenizers[assembly.source_of(alone.stage)[0]] for alone in chain.beforehand(recipe)}
+    of_stages = {
+        alone.stage.name: tokenizers[assembly.source_of(alone.stage)[0]] for alone in stages.beforehand(recipe)
+    }
 
     store = Store(folder, of_stages)
     places = {key: folder / f"model-{at}" for at, key in enumerate(prints)}

@@ -1,0 +1,216 @@
+"""Runs a recipe of one stage: trains, measures, and trains the equal-time baseline beside it.
+
+Everything that is finished is on disk, so running a recipe again in its folder goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from potstill import assembly
+from potstill import recipe as schema
+from potstill.assembly import Student
+from potstill.bench import Bench, say, set_up
+from potstill.evaluation.evaluator import measure
+from potstill.evaluation.generation import greedy_figures
+from potstill.measuring import evaluate
+from potstill.models.families import family_of
+from potstill.models.loading import load
+from potstill.run import MODELS, Run, remove_folder, write_text
+from potstill.sources.dataset import batches
+from potstill.sources.teacher_text import seconds_of
+from potstill.streams import Parts, build_streams
+from potstill.training import checkpoint
+from potstill.training.checkpoint import Checkpoint
+from potstill.training.signals import listening
+from potstill.training.trainer import Job, State, fit
+
+MUCH_OUTSIDE = 0.001  # of a teacher's probability on rows that are left out: worth a word
+
+
+@dataclass(frozen=True)
+class Training:
+    """One student to be trained: the recipe's own, or its baseline. ``label`` is its row in the table."""
+
+    label: str
+    stage: schema.Stage
+    run: Run
+
+
+def run(recipe: schema.Recipe, run: Run, *, allow_remote_code: bool = False) -> None:
+    """Run a recipe in its folder, from the start or from where it was stopped.
+
+    Args:
+        recipe: what to do, in one stage. Several are ``potstill.stages``' to take apart.
+        run: where; its folder exists.
+        allow_remote_code: let models run Python that comes with them.
+    Raises: any PotstillError; Stopped after a signal, with everything saved.
+    """
+    with listening() as stop:
+        bench = set_up(recipe, run, stop, allow_remote_code)
+        for training in _trainings(bench):
+            resume_from = checkpoint.newest(training.run.checkpoints, say)
+            student = _student(bench, training, resume_from)
+            _measure_teacher(bench)  # not before there is a student: one that cannot be made is refused first
+            _measure_untouched(bench, training, student, resume_from)
+            state = fit(_job(bench, training, student), resume_from)
+            _finish(bench, training, state, student.stored_dtype)
+        _write_samples(bench)
+        bench.runtime.barrier()
+
+
+def _trainings(bench: Bench) -> Iterator[Training]:
+    """The recipe's student, and then, with its training time known, the baseline's."""
+    stage, run = bench.recipe.stage, bench.run
+    yield Training("student_after", stage, run)
+    if bench.recipe.baseline == "equal_time_sft":
+        seconds = bench.runtime.share(_seconds_spent(run) if bench.runtime.is_main else None)
+        yield Training("equal_time_sft", assembly.equal_time_sft(stage, seconds), run.baseline)
+
+
+def _seconds_spent(run: Run) -> float:
+    """What the student has cost: its training, and the writing of its teacher's text."""
+    cost = run.read("cost")
+    return float(cost["training_s"] + cost["teacher_text_s"])
+
+
+def _student(bench: Bench, training: Training, resume_from: Checkpoint | None) -> Student:
+    student = assembly.build_student(
+        training.stage,
+        bench.runtime,
+        bench.vocab_size,
+        assembly.calibration_rows(bench.data),
+        bench.allow_remote_code,
+        resume_from,
+        bench.recipe.seed,
+    )
+    if resume_from and bench.runtime.is_main:
+        say(f"going on from {resume_from.path}")
+    elif bench.runtime.is_main and training.label == "student_after":
+        bench.run.write("student", student.made)
+        if layers := student.made.get("kept_layers"):
+            made = student.made
+            say(f"student: layers {layers} of {made['of_layers']} of {made['from']}")
+            if encoder := made.get("encoder_kept_layers"):
+                say(f"student: and of its encoder, layers {encoder} of {made['encoder_of_layers']}")
+    return student
+
+
+def _job(bench: Bench, training: Training, student: Student) -> Job:
+    stage = training.stage
+    pad_id = bench.tokenizer.eos_token_id
+    validation = list(batches(bench.data.validation, stage.evaluation.batch_size, pad_id))
+
+    def validate() -> dict[str, float]:
+        with bench.runtime.autocast():
+            figures = measure(student.family, bench.examiner, validation)
+            if stage.checkpoint.best_by in schema.METRICS_OF_ANSWERS:
+                answered, asked = bench.data.validation, stage.evaluation
+                figures |= greedy_figures(student.family, bench.tokenizer, answered, asked, stage.data.target)
+        return figures
+
+    parts = Parts(
+        stage=stage,
+        data=bench.data,
+        plain_text=bench.plain_text,
+        teaching=bench.teaching,
+        student=student.family,
+        tokenizer=bench.tokenizer,
+        runtime=bench.runtime,
+        folder=training.run.path,
+        seed=bench.recipe.seed,
+    )
+    return Job(
+        stage=stage,
+        run=training.run,
+        runtime=bench.runtime,
+        student=student.family,
+        tokenizer=bench.tokenizer,
+        streams=build_streams(parts),
+        validate=validate,
+        examples_per_epoch=len(bench.data.train),
+        seed=bench.recipe.seed,
+        stop=bench.stop,
+        label={"student_after": bench.recipe.method, "equal_time_sft": "equal-time sft"}[training.label],
+    )
+
+
+def _finish(bench: Bench, training: Training, state: State, stored_dtype: torch.dtype) -> None:
+    """Export the best student, measure what was exported, and write down the cost."""
+    if bench.runtime.is_main:
+        assert state.best_step is not None  # training ends with a validation
+        best = checkpoint.at(training.run.checkpoints, state.best_step)
+        checkpoint.mark_best(training.run.checkpoints, state.best_step)
+        _export(bench, best, training.run, stored_dtype)
+        prefix = "" if training.label == "student_after" else "baseline_"
+        _add_cost(bench.run, prefix, state)
+        if not bench.run.eval_file(training.label).exists():
+            loaded = load(str(training.run.student), dtype=bench.runtime.student_dtype, device=bench.runtime.device)
+            evaluate(bench, training.label, family_of(loaded.model, bench.vocab_size), loaded.size_on_disk)
+    bench.runtime.barrier()
+
+
+def _export(bench: Bench, best: Checkpoint, run: Run, dtype: torch.dtype) -> None:
+    """Write the best checkpoint's student to ``student/``, in the precision of the model it came from."""
+    partial = run.path / ".student.partial"
+    remove_folder(partial)
+    loaded = load(str(best.student), dtype=dtype, allow_remote_code=bench.allow_remote_code)
+    loaded.model.save_pretrained(partial)
+    loaded.tokenizer.save_pretrained(partial)
+    checkpoint.make_readable(partial)
+    checkpoint.flush_tree(partial)
+    remove_folder(run.student)
+    partial.rename(run.student)
+
+
+def _measure_teacher(bench: Bench) -> None:
+    if bench.teaching and bench.runtime.is_main and not bench.run.eval_file("teacher").exists():
+        evaluate(bench, "teacher", bench.teaching.teacher.family, bench.teaching.size_on_disk)
+        outside = bench.run.read("eval/teacher").get("mass_outside", 0.0)
+        if outside > MUCH_OUTSIDE:
+            say(f"the teacher gives {outside:.1%} of its probability to {bench.teaching.note}")
+    bench.runtime.barrier()
+
+
+def _measure_untouched(bench: Bench, training: Training, student: Student, resume_from: Checkpoint | None) -> None:
+    left_out = "untouched" in bench.recipe.stage.evaluation.leave_out
+    wanted = training.label == "student_after" and not resume_from and bench.runtime.is_main and not left_out
+    if wanted and not bench.run.eval_file("student_before").exists():
+        evaluate(bench, "student_before", student.family, student.size_on_disk)
+    bench.runtime.barrier()
+
+
+def _add_cost(run: Run, prefix: str, state: State) -> None:
+    own = {
+        "training_s": state.seconds,
+        "teacher_text_s": sum(seconds_of(folder) for folder in (run.path / "teacher_text").glob("*")),
+        "steps": state.step,
+        "best_step": state.best_step,
+        "tokens": state.tokens,
+        "teacher_tokens": state.teacher_tokens,
+        "response_tokens": state.response_tokens,
+    }
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    cost = run.read("cost")
+    run.write("cost", cost | {prefix + k: v for k, v in own.items()} | {"peak_memory_bytes": peak})
+
+
+def _write_samples(bench: Bench) -> None:
+    """samples.jsonl: what each model answered to the same prompts."""
+    if not bench.runtime.is_main:
+        return
+    measured = {label: rows for label in MODELS if (rows := bench.run.rows(label))}
+    lines = []
+    settings = bench.recipe.stage.evaluation
+    answered = bench.data.heldout[: min(settings.max_examples, settings.generate_examples)]
+    for index, row in enumerate(answered):
+        outputs = {label: rows[index]["predictions"] for label, rows in measured.items()}
+        lines.append({"id": row.example_id, "prompt": row.prompt, "reference": row.response, "outputs": outputs})
+    write_text(bench.run.samples_file, "".join(json.dumps(line) + "\n" for line in lines))
