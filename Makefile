@@ -13,7 +13,7 @@ demo: .venv/.installed
 	$(BIN)/potstill train kd
 
 test: .venv/.installed-dev lint docs
-	$(BIN)/pytest -n auto --dist loadfile
+	$(BIN)/pytest -n logical --dist loadfile
 
 test-slow: .venv/.installed-dev
 	$(BIN)/pytest -m slow --timeout=1800
