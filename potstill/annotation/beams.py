@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
-
-import torch
 
 from potstill.data.examples import Tokenised
 from potstill.errors import ConfigError
 from potstill.models.families import Family, evaluating
+from potstill.sampling.generate import written
 from potstill.sources.dataset import batches
 
 
@@ -43,8 +41,11 @@ class Search:
                 "give a least length from 0 to the greatest",
             )
 
+    def settings(self) -> dict[str, Any]:
+        """As ``written`` takes them."""
+        return asdict(self) | {"min_new_tokens": self.min_new_tokens or None}
 
-@torch.no_grad()
+
 def searched(
     family: Family, tokenizer: Any, rows: Sequence[Tokenised], search: Search, seeds: Sequence[int], batch_size: int
 ) -> list[tuple[list[int], bool]]:
@@ -55,38 +56,13 @@ def searched(
     """
     end = tokenizer.eos_token_id
     size = 1 if search.temperature else batch_size
-    devices = [family.model.device.index or 0] if family.model.device.type == "cuda" else []
     found: list[tuple[list[int], bool]] = []
-    with torch.random.fork_rng(devices), evaluating(family), _settings(family.model, search, end):
+    with evaluating(family):
         for index, batch in enumerate(batches(rows, size, end)):
-            torch.manual_seed(seeds[index * size])
             placed = batch.to(family.model.device)
-            sequences = family.model.generate(**family.generation_inputs(placed))
-            found += [_until(ids, end) for ids in family.written(sequences, placed).tolist()]
+            ids = written(family, placed, end, seed=seeds[index * size], **search.settings())
+            found += [_until(row, end) for row in ids.tolist()]
     return found
-
-
-@contextmanager
-def _settings(model: Any, search: Search, end: int) -> Iterator[None]:
-    """These settings and no others: ``generate`` fills what is left open from the model's own folder."""
-    from transformers import GenerationConfig
-
-    own = model.generation_config
-    drawn = {"do_sample": True, "temperature": search.temperature, "top_k": 0, "top_p": search.top_p}
-    model.generation_config = GenerationConfig(
-        max_new_tokens=search.max_new_tokens,
-        min_new_tokens=search.min_new_tokens or None,
-        num_beams=search.num_beams,
-        repetition_penalty=search.repetition_penalty,
-        eos_token_id=end,
-        pad_token_id=end,
-        decoder_start_token_id=getattr(own, "decoder_start_token_id", None),
-        **(drawn if search.temperature else {}),
-    )
-    try:
-        yield
-    finally:
-        model.generation_config = own
 
 
 def _until(ids: list[int], end: int) -> tuple[list[int], bool]:

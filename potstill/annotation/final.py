@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from potstill.annotation.filters import Sieved, Step
 from potstill.annotation.reading import Annotation, agrees
 from potstill.data.examples import prompt_sha256
-from potstill.evaluation.metrics.significance import NORMAL_95
+from potstill.evaluation.metrics.significance import wilson_interval
 
 
 def final_text(kept: Sequence[Annotation]) -> str:
@@ -72,13 +71,5 @@ def agreement(annotations: Sequence[Annotation]) -> dict[str, Any] | None:
     if not asked:
         return None
     same = sum(one.label is not None and agrees(one.label, one.gold or "") for one in asked)
-    low, high = wilson(same, len(asked))
+    low, high = wilson_interval(same, len(asked))
     return {"share": same / len(asked), "low": low, "high": high, "same": same, "of": len(asked)}
-
-
-def wilson(same: int, of: int) -> tuple[float, float]:
-    """The 95% score interval of a share. Source: Wilson 1927, Probable Inference, the Law of Succession."""
-    share, square = same / of, NORMAL_95**2
-    centre = (share + square / (2 * of)) / (1 + square / of)
-    half = NORMAL_95 / (1 + square / of) * math.sqrt(share * (1 - share) / of + square / (4 * of**2))
-    return max(0.0, centre - half), min(1.0, centre + half)

@@ -43,27 +43,36 @@ def generate(
         top_p: share of the probability that is drawn from, the likeliest tokens first.
     """
     eos = tokenizer.eos_token_id
-    searched = {"num_beams": num_beams, "repetition_penalty": repetition_penalty, "top_p": top_p}
+    settings = {"num_beams": num_beams, "repetition_penalty": repetition_penalty, "max_new_tokens": max_new_tokens}
+    rows = written(family, batch, eos, seed=seed, temperature=temperature, top_p=top_p, **settings)
+    return [_before_eos(row, eos) for row in rows]
+
+
+@torch.no_grad()
+def written(
+    family: Family, batch: Batch, eos: int, *, seed: int, temperature: float, top_p: float, **settings: Any
+) -> Int[Tensor, "batch tokens"]:
+    """What transformers' search or sampling writes to each prompt, the end and what pads it included; on the CPU.
+
+    Args:
+        eos: the end. seed, temperature, top_p: as in ``generate``. settings: others of a GenerationConfig.
+    """
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": top_p} if temperature else {}
     devices = [family.model.device.index or 0] if family.model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), _settings(family.model, eos, max_new_tokens, temperature, **searched):
+    with torch.random.fork_rng(devices), _settings(family.model, eos, settings | sampling):
         torch.manual_seed(seed)
         sequences = family.model.generate(**family.generation_inputs(batch))
-    return [_before_eos(row, eos) for row in family.written(sequences, batch).cpu()]
+    return family.written(sequences, batch).cpu()
 
 
 @contextmanager
-def _settings(
-    model: Any, eos: int, max_new_tokens: int, temperature: float, *, top_p: float, **searched: float
-) -> Iterator[None]:
+def _settings(model: Any, eos: int, settings: dict[str, Any]) -> Iterator[None]:
     """These settings and no others: ``generate`` fills what is left open from the model's own folder, and models are
     to be compared under the same ones."""
     from transformers import GenerationConfig
 
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": top_p} if temperature else {}
     own = model.generation_config
-    model.generation_config = GenerationConfig(
-        max_new_tokens=max_new_tokens, eos_token_id=eos, pad_token_id=eos, **sampling, **searched
-    )
+    model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=eos, **settings)
     try:
         yield
     finally:

@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 
 from potstill import cli
 from potstill.annotation import local
-from potstill.annotation.final import wilson
 from potstill.data.examples import prompt_sha256
 from potstill.errors import ConfigError, DataError, PotstillError
+from potstill.evaluation.metrics.significance import wilson_interval
 from potstill.evaluation.suites.subject import open_subject
 from tests.unit.annotation.asking_tiny import ROWS, SHORT, annotate, lines, told, write
 
@@ -62,7 +62,7 @@ def test_a_chosen_label_is_the_likeliest_and_nothing_is_written(here: Path) -> N
     assert {line["text"] for line in told()} == {""}
     assert lines()[3]["response"] == "no"  # spelt as the option is
     same = sum(line["llm_label"] == line["response"] for line in lines())
-    low, high = wilson(same, 4)
+    low, high = wilson_interval(same, 4)
     assert card["counts"]["agreement"] == {"share": same / 4, "low": low, "high": high, "same": same, "of": 4}
 
 
@@ -261,16 +261,6 @@ def test_a_line_about_another_prompt_is_named(here: Path) -> None:
 def test_a_second_command_is_refused(here: Path) -> None:
     with FileLock(".out.jsonl.lock"), pytest.raises(ConfigError, match=r"another command is writing out.jsonl"):
         annotate(*LABEL)
-
-
-def test_wilson() -> None:
-    # Newcombe 1998, Two-sided confidence intervals for the single proportion, table I, method 3.
-    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
-    assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
-    assert wilson(1, 29) == pytest.approx((0.0061, 0.1718), abs=1e-4)
-
-
-# --- on a real model, killed ------------------------------------------------------------------------------------------
 
 
 def test_a_killed_command_goes_on_to_the_same_file(
