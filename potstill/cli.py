@@ -395,9 +395,11 @@ def _parameters(method: Callable[..., Any]) -> str:
 
 
 def _plainly(default: Any) -> str:
-    """A default as it is written on the command line; a section by its name."""
+    """A default as it is written on the command line; a section by its name, or by what its shorthand stands for."""
     if hasattr(default, "name"):
         return str(default.name)
+    if shorthand := getattr(default, "shorthand", None):
+        default = getattr(default, shorthand)
     return "null" if default is None else json.dumps(default)
 
 

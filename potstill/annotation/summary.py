@@ -25,6 +25,8 @@ def summary(card: dict[str, Any], out: Path, review: Path | None) -> str:
     if told := card["review"]:
         lines["reviewed"] = f"{told['edited']} edited, {told['brought_back']} brought back, {told['dropped']} dropped"
     lines["seconds"] = f"{card['seconds']:.1f}"
+    if counts["annotations"] and not counts["kept"]:
+        lines["nothing is kept"] = "the filters left nothing to train on: other --filters need no asking again"
     width = max(map(len, lines))
     wrote = f"wrote {out}" + (f" and {review}, to decide in and take over with --apply" if review else "")
     return "\n".join([*(f"{name:{width}}  {value}" for name, value in lines.items()), wrote])

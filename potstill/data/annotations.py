@@ -49,7 +49,11 @@ def annotated(examples: Sequence[Example], place: Place, annotations: str) -> tu
     found = [said.get(row.id) for row in examples]
     if not any(found):
         what = f"nothing that {annotations} says is about a row of {datasets.shown(place)}"
-        raise DataError(what, "name the annotations that were made from these rows")
+        raise DataError(
+            what,
+            "name the annotations that were made from these rows; rows without an id of their own are known by their "
+            "file's name and line, so give them ids before a file is renamed or added to",
+        )
     return tuple(
         replace(row, rationale=one.rationale or row.rationale, llm_label=one.label or row.llm_label) if one else row
         for row, one in zip(examples, found, strict=True)
@@ -80,6 +84,10 @@ def _of_layout(place: Place) -> Mapping[str, Said]:
 
 def _of_file(file: Path, examples: Sequence[Example]) -> Mapping[str, Said]:
     """By id. Of several samples of a row the first is taken. Raises: DataError for a line about another prompt."""
+    if not file.is_file():
+        raise DataError(
+            f"data.annotations={file}: there is no such file", f"name one that `potstill annotate` wrote, or {PALM}"
+        )
     prompts = {row.id: prompt_sha256(row.prompt) for row in examples}
     said: dict[str, Said] = {}
     for row in read_rows(file):
@@ -92,7 +100,11 @@ def _of_file(file: Path, examples: Sequence[Example]) -> Mapping[str, Said]:
                 text_of(values, key) if values.get(key) is not None else None for key in ("llm_label", "rationale")
             )
         except ValueError as reason:  # Unusable is one
-            raise DataError(f"{row.where}: {reason}", "name a file that `potstill annotate` wrote") from None
+            raise DataError(
+                f"data.annotations={file}: {row.where}: {reason}",
+                "name a file that `potstill annotate` wrote; rationales that stand in the rows themselves are named by "
+                "data.fields.rationale",
+            ) from None
         if prompts.get(name, prompt) != prompt:
             raise DataError(
                 f"{row.where}: what is said about {name!r} was said about another prompt than that row has",

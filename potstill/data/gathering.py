@@ -119,8 +119,20 @@ def sifted(place: Place, config: Data, check: Callable[[Example], Example]) -> t
     if isinstance(place, Named):
         return _named(place, check)
     found = sift(read_rows(place, names=datasets.NAMES), lambda row: check(example_of(row, config)))
+    _check_named(place, config, found)
     with open(place, "rb") as handle:
         return found, file_digest(handle, "sha256").hexdigest()
+
+
+def _check_named(place: Path, config: Data, found: Sifted) -> None:
+    """Refuse a field that is named and that no row has: of these fields rows may lack some. Raises: DataError."""
+    for ours in ("rationale", "llm_label"):
+        theirs = config.fields.get(ours)
+        if theirs and found.examples and not any(getattr(row, ours) for row in found.examples):
+            raise DataError(
+                f"no row of {place} has text in a field {theirs!r}, which data.fields.{ours} names",
+                f"set data.fields.{ours} to the field that holds it",
+            )
 
 
 def _named(place: Named, check: Callable[[Example], Example]) -> tuple[Sifted, str]:

@@ -74,8 +74,8 @@ def seen(examples: Sequence[Example], view: View, *, train: bool) -> list[Exampl
         what = "label" if view.labels == "llm" and not any(row.llm_label for row in examples) else "rationale"
         raise DataError(
             f"none of the {len(examples)} train rows has a {'label of the LLM' if what == 'label' else what}",
-            "set data.annotations to what `potstill annotate` wrote (or to palm), or name the field of the file: "
-            f"data.fields.{'llm_label' if what == 'label' else what}=NAME",
+            f"set data.annotations to a file of `potstill annotate` that holds {what}s (or to palm), or name the field "
+            f"of the rows that does: data.fields.{'llm_label' if what == 'label' else what}=NAME",
         )
     return found
 

@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from potstill.reporting import settings, tables
 from potstill.reporting.formats import duration, number, percent
@@ -150,14 +151,16 @@ def _student(run: Run) -> str:
 def _terms(run: Run) -> str:
     """The summands of the loss, by name and coefficient."""
     found = []
-    streams = settings.stage(run).get("streams")
-    for stream in streams if isinstance(streams, list) else []:
+    given = settings.stage(run).get("streams")
+    streams = given if isinstance(given, list) else []
+    for stream in streams:
         terms = settings.value_at(stream, "terms")
         for term in terms if isinstance(terms, list) else []:
             objective = settings.value_at(term, "objective")
             name = settings.value_at(objective, "name") or objective
             coefficient = settings.value_at(term, "coefficient")
-            found.append(f"{1.0 if number(coefficient) is None else coefficient:g} x {code(str(name))}")
+            of = f" of {code(str(settings.value_at(stream, 'name')))}" if len(streams) > 1 else ""
+            found.append(f"{1.0 if number(coefficient) is None else coefficient:g} x {code(str(name))}{of}")
     return " + ".join(found)
 
 
@@ -169,6 +172,7 @@ def _texts(run: Run) -> Iterator[str]:
         name, source = settings.value_at(stream, "name"), settings.value_at(stream, "source")
         kind = settings.value_at(source, "name") or source
         if kind in (None, "dataset"):
+            yield from _view(name, source)
             continue
         rollout = source if kind == "rollout" else settings.value_at(source, "rollout")
         policy = settings.value_at(rollout, "policy", "name") or settings.value_at(rollout, "policy") or "student"
@@ -176,6 +180,16 @@ def _texts(run: Run) -> Iterator[str]:
         if counts := written.get(str(name)):
             told += f": {counts['kept']:,} responses of {counts['responses']:,} that the teacher wrote beforehand"
         yield told
+
+
+def _view(name: Any, source: Any) -> Iterator[str]:
+    """What a stream asks of the rows, where that is not their answer."""
+    view = settings.value_at(source, "view")
+    if view in ("rationale", "input"):
+        whose = ", each another row's" if settings.value_at(source, "shuffled") else ""
+        yield f"{code(str(name))} is the rows' {view}{whose}"
+    elif settings.value_at(source, "order"):
+        yield f"{code(str(name))} is the same rows in another order"
 
 
 def _data(run: Run) -> str:
@@ -198,6 +212,9 @@ def _said(run: Run) -> Iterator[str]:
     """Whose labels and rationales were trained on, where a row has more than an answer."""
     data = settings.value_at(settings.stage(run), "data")
     target, annotations = settings.value_at(data, "target"), settings.value_at(data, "annotations")
+    share = number(settings.value_at(data, "subsample"))
+    if share is not None and share < 1:
+        yield f"share of the training rows: {percent(share)}"
     if settings.value_at(data, "labels") == "llm":
         yield "labels: those of a language model, for the rows that were trained on"
     if target in ("label_then_rationale", "rationale_then_label"):

@@ -254,3 +254,13 @@ def test_the_command_prints_what_was_tried(form: str, workspace: Path, monkeypat
 def test_a_mistake_ends_with_2(monkeypatch: Any, capsys: Any) -> None:
     assert command(monkeypatch, "kd", "--dry-run", "teacher=nobody/nothing") == 2
     assert capsys.readouterr().err.startswith("error: stage student: nobody/nothing")
+
+
+def test_rows_with_reasons_stand_in_for_starter_rows_that_have_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny.save(tiny.t5(1), tmp_path / "t5")
+    (tried,) = api.dry_run("step_by_step", student="t5")
+    assert any("starter" in what for what, _ in tried.stood_in)
+    assert tried.stage == "student"

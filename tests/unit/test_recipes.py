@@ -172,6 +172,15 @@ def test_a_method_builds_and_is_named_after_itself(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_the_parameters_of_a_method_can_be_shown(method: str) -> None:
+    from potstill import cli
+
+    shown = cli._parameters(METHODS[method])
+    assert all(f"{name}=" in shown for name in OTHER[method])
+    assert "object at" not in shown
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_a_recipe_on_paper_is_the_recipe(tmp_path: Path, method: str) -> None:
     for number, (parameter, (value, needed)) in enumerate([("run", ("a", {})), *OTHER[method].items()]):
         made = load(method, **needed | {parameter: value})

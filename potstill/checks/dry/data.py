@@ -42,7 +42,8 @@ def rows_for(stage: schema.Stage, folder: Path, *, own_tokenizer: bool, say: Say
     config = stage.data
     train, heldout = train_place(config), heldout_place(config)
     missing = [place for place in (train, heldout) if place is not None and not _here(place, own_tokenizer)]
-    if not missing and (config.annotations is None or _annotations_here(config, train)):
+    there = config.annotations is None or _annotations_here(config, train)
+    if not missing and there and not (config.path == STARTER and _asks_for_reasons(stage)):
         return _few(config, train)
     changed: dict[str, Any] = {"format": "prompt_response", "fields": {}, "template": _template(config, train)}
     if train in missing or not missing or (isinstance(train, Path) and config.path != STARTER):
@@ -54,6 +55,12 @@ def rows_for(stage: schema.Stage, folder: Path, *, own_tokenizer: bool, say: Say
         changed["heldout"] = str(_write(stage, folder, "heldout"))
         _tell(say, heldout, f"{MADE_UP} other rows made of them")
     return _few(config.model_copy(update=changed), train if "path" not in changed else None)
+
+
+def _asks_for_reasons(stage: schema.Stage) -> bool:
+    """Whether rows are to have more than an answer, which the starter rows have not."""
+    views = {stream.source.view for stream in stage.streams if isinstance(stream.source, schema.DatasetSource)}
+    return "rationale" in views or stage.data.target != "response" or stage.data.labels == "llm"
 
 
 def _tell(say: Say, place: Place, by: str) -> None:

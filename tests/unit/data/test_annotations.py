@@ -68,6 +68,11 @@ def test_a_line_that_is_none_is_named(tmp_path: Path, broken: dict[str, str], sa
         annotated(ROWS, PLACE, written(tmp_path / "said.jsonl", broken))
 
 
+def test_a_file_that_is_not_there_is_named_with_its_key(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data\.annotations=.*plam: there is no such file\n.*or palm"):
+        annotated(ROWS, PLACE, str(tmp_path / "plam"))
+
+
 def test_held_out_rows_are_not_looked_for_in_a_file_of_train_rows(tmp_path: Path) -> None:
     rows = [{"id": f"r{at}", "prompt": f"Is {at} even?", "response": "yes"} for at in range(30)]
     test = [{"id": f"r{at}", "prompt": f"Is {at} odd?", "response": "no"} for at in range(5)]

@@ -118,6 +118,15 @@ def test_what_a_view_puts_together_is_read_apart(target: Any) -> None:
     assert (answer_of(target, row.response), rationale_of(target, row.response)) == ("yes", "It has feathers.")
 
 
+@pytest.mark.parametrize("ours", ["rationale", "llm_label"])
+def test_a_field_that_no_row_has_is_refused_by_its_name(tmp_path: Path, ours: Any) -> None:
+    config = Data(path=str(rows_file(tmp_path)), fields={"response": "answer", ours: "whyy"})
+    with pytest.raises(
+        DataError, match=rf"no row of .*reasons\.jsonl has text in a field 'whyy', which data\.fields\.{ours}"
+    ):
+        prepare(config, tiny.tokenizer())
+
+
 # --- a share of the rows ----------------------------------------------------------------------------------------------
 
 MANY = tuple(Example(f"prompt {at}", f"response {at}", str(at)) for at in range(200))

@@ -191,3 +191,26 @@ def test_weights_that_were_drawn_are_said_to_be(tmp_path: Path) -> None:
     run = write_run(tmp_path / "first", recipe=fresh)
     run.write("student", {"from": "models/shape"})
     assert "student: weights drawn anew, in the architecture of `models/shape`" in card(run)
+
+
+def test_a_control_is_told_from_the_method(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "first")
+    recipe = yaml.YAML(typ="safe").load(run.recipe_file)
+    terms = [{"objective": {"name": "cross_entropy"}, "coefficient": 0.5}]
+    why = {"name": "dataset", "view": "rationale", "shuffled": True}
+    again = {"name": "dataset", "view": "response", "order": 1}
+    recipe["stages"][0]["streams"] = [
+        {"name": "label", "source": {"name": "dataset", "view": "response"}, "terms": terms},
+        {"name": "why", "source": why, "terms": terms},
+        {"name": "again", "source": again, "terms": terms},
+    ]
+    recipe["stages"][0]["data"]["subsample"] = 0.25
+    with open(run.recipe_file, "w", encoding="utf-8") as file:
+        yaml.YAML().dump(recipe, file)
+    text = card(run)
+    assert (
+        "- loss: 0.5 x `cross_entropy` of `label` + 0.5 x `cross_entropy` of `why` + 0.5 x `cross_entropy` of `again`"
+        in text
+    )
+    assert "- text: `why` is the rows' rationale, each another row's; `again` is the same rows in another order" in text
+    assert "- share of the training rows: 25" in text
