@@ -17,7 +17,7 @@ from potstill.errors import DataError
 from potstill.recipe import Data, DatasetSource, Target
 
 Asked: TypeAlias = Target | Literal["rationale", "input"]
-LABEL_END = ":"  # between a label and the rationale that follows it, as in S0's data
+LABEL_END = ":"  # between a label and the rationale that follows it, as in MiniLLM_Seq2Seq's data
 MARK = "So the answer is"  # before a label that follows its rationale, as in PaLM's chains of thought
 WHY = {  # what a row lacks that a view has nothing to answer of
     "label": "no label of the LLM",

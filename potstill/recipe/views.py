@@ -8,7 +8,7 @@ from pydantic import BeforeValidator
 
 from potstill.recipe.section import Section
 
-# response: the row's answer. The two with a rationale hold both: "neutral: Nobody says so." as in S0's data, or
+# response: the row's answer. The two with a rationale hold both: "neutral: Nobody says so." (MiniLLM_Seq2Seq), or
 # "Nobody says so. So the answer is neutral", as chains of thought end.
 Target: TypeAlias = Literal["response", "label_then_rationale", "rationale_then_label"]
 
