@@ -94,7 +94,7 @@ def teacher_recipe(task: Task, model: str, sizes: Sizes) -> Recipe:
 
 
 def single_step_recipe(task: Task, settings: dict[str, Any]) -> Recipe:
-    """The last stage once more, from the same student, with the current step exact: the paper's term that the system lacks."""
+    """The last stage once more, from the same student, with the paper's exact current step, which the system lacks."""
     whole = recipe_io.load("anli_minillm", {**settings, "single_step": True}, methods=METHODS)
     student = PretrainedStudent(model=f"{RUNS / task.name}/stages/3-{ROUNDS[-1]}/student")
     last = whole.stage.model_copy(update={"student": student})
