@@ -60,7 +60,7 @@ def parts(recipe: schema.Recipe, run: Run, conclude: Callable[[Run], None]) -> I
         yield Part(recipe, run)
         conclude(run)
         return
-    _check_rows(recipe)
+    check_rows(recipe)
     runtime = runtimes.start(recipe.device, recipe.dtype)
     recipe = settled(recipe, runtime)
     plan = runtime.share(_plan(recipe, run) if runtime.is_main else None)
@@ -82,8 +82,8 @@ def parts(recipe: schema.Recipe, run: Run, conclude: Callable[[Run], None]) -> I
     conclude(run)
 
 
-def _check_rows(recipe: schema.Recipe) -> None:
-    """Refuse rows that are not there, of a late stage too, before the first is run."""
+def check_rows(recipe: schema.Recipe) -> None:
+    """Refuse rows that are not there, of a late stage too, before the first is run. Raises: DataError."""
     for stage in recipe.stages:
         for place in (train_place(stage.data), heldout_place(stage.data)):
             if isinstance(place, Named):

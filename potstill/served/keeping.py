@@ -14,10 +14,21 @@ from potstill.errors import ConfigError
 
 @contextmanager
 def alone(out: Path) -> Iterator[None]:
-    """One command at a time writes answers: two would ask for each twice. Raises: ConfigError for the second."""
-    out.parent.mkdir(parents=True, exist_ok=True)
+    """One command at a time writes answers: two would ask for each twice.
+
+    Raises: ConfigError for the second, and where nothing can be written.
+    """
+    lock = out.with_name(f".{out.name}.lock")
     try:
-        with FileLock(out.with_name(f".{out.name}.lock"), blocking=False):
+        if not out.parent.exists():
+            out.parent.mkdir(parents=True)
+        lock.touch()
+    except OSError as error:
+        raise ConfigError(
+            f"{out} cannot be written: {error.strerror or error}", "choose a folder that can be written to"
+        ) from None
+    try:
+        with FileLock(lock, blocking=False):
             yield
     except Timeout:
         raise ConfigError(f"another command is writing {out}", "wait for it, or choose another file") from None

@@ -285,3 +285,20 @@ def test_a_killed_command_goes_on_to_the_same_file(
         annotate(*wanted, model=model, out=name)
     assert told() == told("whole.raw.jsonl")
     assert Path("out.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
+
+
+def test_an_out_that_cannot_be_written_is_not_another_command(tmp_path: Path) -> None:
+    from potstill.served.keeping import alone
+
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    with (
+        pytest.raises(ConfigError, match=r"out\.jsonl cannot be written: Not a directory"),
+        alone(tmp_path / "file" / "out.jsonl"),
+    ):
+        pass
+    with (
+        alone(tmp_path / "out.jsonl"),
+        pytest.raises(ConfigError, match="another command is writing"),
+        alone(tmp_path / "out.jsonl"),
+    ):
+        pass

@@ -201,3 +201,19 @@ def test_the_grid_of_the_how_to_is_valid(tmp_path: Path) -> None:
     assert len(found.cells) == 2 * 2 * 2 * 3 - 6
     for key in KEYS:
         assert f"`{key}`" in page
+
+
+def test_a_listing_says_which_rows_are_not_here(tmp_path: Path) -> None:
+    from potstill.sweep.folder import Folder
+    from potstill.sweep.listing import listing
+
+    (tmp_path / "there.jsonl").write_text("{}\n", encoding="utf-8")
+    file = tmp_path / "g.yaml"
+    file.write_text(
+        f"method: sft\naxes:\n  data: [{tmp_path}/there.jsonl, {tmp_path}/nothere.jsonl]\n  seed: [1, 2]\n", "utf-8"
+    )
+    told = listing(plan(file), Folder(tmp_path / "s"))
+    (absent,) = told.absent
+    assert "nothere.jsonl is not there" in absent
+    assert f"not here: {absent}" in told.text()
+    assert told.as_json()["absent"] == [absent]
