@@ -12,7 +12,6 @@ from potstill import recipe as schema
 from potstill.data.examples import Tokenised
 from potstill.data.prepare import Prepared
 from potstill.models import layout, pruning
-from potstill.models.architectures import built
 from potstill.models.families import Family, check_projection, family_of
 from potstill.models.loading import config_of, drawn, load, load_tokenizer, output_rows
 from potstill.sources.dataset import batches
@@ -100,34 +99,6 @@ def shared_vocabulary_of(stage: schema.Stage, tokenizer: Any, allow_remote_code:
         tokenizer,
         output_rows(source, revision=source_revision, allow_remote_code=allow_remote_code),
     )
-
-
-def memory_estimate(stage: schema.Stage, allow_remote_code: bool) -> dict[str, int]:
-    """Bytes of weights, gradients and optimizer state in float32, from the models' configs alone."""
-    source, revision = source_of(stage)
-    student = built(config_of(source, revision=revision, allow_remote_code=allow_remote_code), device="meta")
-    remaining = sum(p.numel() for p in student.parameters())
-    if isinstance(stage.student, schema.PrunedStudent):
-        remaining -= _cut_away(student, stage.student)
-    embeddings = {
-        id(m.weight): m.weight.numel() for m in (student.get_input_embeddings(), student.get_output_embeddings())
-    }
-    trained = remaining - (sum(embeddings.values()) if stage.student.freeze_embeddings else 0)
-    sizes = {"student": 4 * remaining, "gradients": 4 * trained, "optimizer": 8 * trained}
-    if stage.teacher:
-        config = config_of(stage.teacher.model, revision=stage.teacher.revision, allow_remote_code=allow_remote_code)
-        sizes["teacher"] = 4 * sum(p.numel() for p in built(config, device="meta").parameters())
-    return sizes
-
-
-def _cut_away(model: Any, student: schema.PrunedStudent) -> int:
-    """Parameters in the layers that a student does without, as if those of a stack were all of one size."""
-    stacks = layout.stacks_of(model)
-    totals = {name: len(stack.layers) for name, stack in stacks.items()}
-    wanted = pruning.wanted_layers(totals, student.keep_layers, student.keep_encoder_layers)
-    counts = {name: keep if isinstance(keep, int) else len(keep) for name, keep in wanted.items()}
-    sizes = {name: sum(p.numel() for p in stack.layers.parameters()) for name, stack in stacks.items()}
-    return sum(round(sizes[name] * (1 - counts[name] / totals[name])) for name in stacks)
 
 
 def build_student(

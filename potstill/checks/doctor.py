@@ -123,9 +123,9 @@ def _memory(loaded: Recipe, allow_remote_code: bool) -> Iterator[Finding]:
     """Weights, gradients and optimizer state, from the models' configs alone."""
     import psutil
 
-    from potstill import assembly
+    from potstill.checks.dry.sizes import memory_of
 
-    parts = assembly.memory_estimate(loaded.stage, allow_remote_code)
+    parts = memory_of(loaded, allow_remote_code)
     total, free = sum(parts.values()), psutil.virtual_memory().available
     detail = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
     status: Literal["ok", "bad"] = "ok" if total < free else "bad"

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 
 from potstill import recipe as schema
-from potstill.checks.dry.models import Key
+from potstill.checks.dry.models import Key, named_models
 from potstill.checks.dry.naming import of_stage
+from potstill.models.architectures import built
 from potstill.models.layout import DECODER, ENCODER
+from potstill.models.loading import config_of
 from potstill.models.pruning import choose_layers, cut_layers
 
 BYTES = {"float32": 4, "auto": 4, "bfloat16": 4, "float64": 8}  # of a student's weight, by what is computed in
@@ -119,6 +121,15 @@ def memory(pair: Pair, dtype: str) -> dict[str, int]:
     if pair.teacher is not None:
         sizes["teacher"] = (2 if dtype == "bfloat16" else each) * count(pair.teacher)
     return sizes
+
+
+def memory_of(recipe: schema.Recipe, allow_remote_code: bool) -> dict[str, int]:
+    """``memory`` of a recipe of one stage, from the configs of its models alone. Raises: ModelError."""
+    named = named_models(recipe.stage)
+    configs = {key: config_of(key[0], revision=key[1], allow_remote_code=allow_remote_code) for key in named}
+    models = {key: built(config, device="meta") for key, config in configs.items()}
+    (pair,) = pairs(recipe, models)
+    return memory(pair, recipe.dtype)
 
 
 def _state(shape: torch.Size, optimizer: str) -> int:
