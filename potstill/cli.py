@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -16,13 +13,15 @@ import typer
 from potstill.cli_annotate import EPILOG as ANNOTATE_EXAMPLES
 from potstill.cli_annotate import annotate
 from potstill.cli_data import app as data_app
+from potstill.cli_evaluate import COMPARE_EXAMPLES, EVALUATE_EXAMPLES, SUITES_EXAMPLE, compare, evaluate, suites
 from potstill.cli_harness import EPILOG as HARNESS_EXAMPLES
 from potstill.cli_harness import harness
 from potstill.cli_judge import app as judge_app
-from potstill.cli_options import Format, FormatOption, Layout, LayoutOption, RemoteCode
+from potstill.cli_options import Format, FormatOption, RemoteCode
+from potstill.cli_recipes import app as recipes_app
 from potstill.cli_sweep import EPILOG as SWEEP_EXAMPLES
 from potstill.cli_sweep import sweep
-from potstill.errors import ConfigError, PotstillError
+from potstill.errors import PotstillError
 
 STOPPED = "stopped; the same command goes on with what it has finished, if anything of it is kept"
 
@@ -35,24 +34,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-recipes_app = typer.Typer(no_args_is_help=True, help="List, show and copy the built-in recipes.")
-app.add_typer(recipes_app, name="recipes")
-app.add_typer(data_app, name="data")
-app.add_typer(judge_app, name="judge")
-app.command("harness", epilog=HARNESS_EXAMPLES)(harness)
-app.command("annotate", epilog=ANNOTATE_EXAMPLES)(annotate)
-app.command("sweep", epilog=SWEEP_EXAMPLES)(sweep)
-
-
-SeedsOption = Annotated[
-    list[int] | None, typer.Option("--seed", min=0, help="Of a suite's sampled answers; repeatable.")
-]
-FramesOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--frame", help="Words around a suite's prompts, as 'predict: {prompt}'; repeatable where there are options."
-    ),
-]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the recipe.")]
 
 
@@ -97,85 +78,6 @@ def resume(
     _print_run(api.resume(run, allow_remote_code=allow_remote_code), format)
 
 
-@app.command(
-    epilog="Examples:\n\n"
-    "`potstill evaluate first --data rows.jsonl --teacher smollm2-135m-instruct`\n\n"
-    "`potstill evaluate models/small --data dolly.jsonl --data-format dolly`\n\n"
-    "`potstill evaluate first second smollm2-135m-instruct --suite dolly --suite anli --limit 100 --seed 10`\n\n"
-    "`potstill evaluate first --suite anli_r1 --frame 'predict: {prompt}' --frame '{prompt} Answer:'`  two wordings\n\n"
-    "`potstill evaluate first --suite plain_text --data stories.txt`"
-)
-def evaluate(
-    ctx: typer.Context,
-    models: Annotated[list[str], typer.Argument(metavar="MODEL|RUN...", help="Runs, folders, .gguf files or hub ids.")],
-    data: Annotated[str | None, typer.Option(help="Rows of your own: .jsonl, .csv or .parquet.")] = None,
-    suite: Annotated[list[str] | None, typer.Option(help="A data set and how it is asked; may be repeated.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Of a suite's items, of each split.")] = None,
-    seeds: Annotated[
-        list[int] | None, typer.Option("--seed", min=0, help="Of a suite's sampled answers; repeatable.")
-    ] = None,
-    frames: FramesOption = None,
-    out: Annotated[Path, typer.Option(help="Where results of suites are kept.")] = Path("evaluations"),
-    data_format: LayoutOption = Layout.prompt_response,
-    teacher: Annotated[str | None, typer.Option(help="A model to compare with.")] = None,
-    max_examples: Annotated[int, typer.Option(min=1, help="Rows measured, from the first.")] = 500,
-    generate_examples: Annotated[int, typer.Option(min=0, help="Rows answered, for Rouge-L.")] = 32,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Where an answer is cut; else 96, or where the suite does.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    format: FormatOption = Format.human,
-    allow_remote_code: RemoteCode = False,
-) -> None:
-    """Measure models: on suites, or on rows of your own, of which all count as held-out."""
-    from potstill import api
-
-    shared: dict[str, Any] = {"device": device, "allow_remote_code": allow_remote_code}
-    shared |= {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
-    if suite:
-        _refuse(ctx, ("teacher", "data_format", "max_examples", "generate_examples"), "is not for suites")
-        asked: dict[str, Any] = {"limit": limit, "seeds": seeds, "frames": frames, "data": data}
-        results = api.evaluate_suites(models, suite, out=out, **asked, **shared)
-        _print_suites(results, format)
-        return
-    _refuse(ctx, ("limit", "seeds", "frames", "out"), "is for suites, and none is named")
-    if data is None:
-        raise ConfigError("there is nothing to measure on", "add --data FILE, or --suite NAME (see `potstill suites`)")
-    for model in models:
-        figures = api.evaluate(
-            model,
-            data=data,
-            data_format=data_format.value,
-            teacher=teacher,
-            max_examples=max_examples,
-            generate_examples=generate_examples,
-            **shared,
-        )
-        _print_figures(({"model": model} if len(models) > 1 else {}) | figures, format)
-
-
-def _refuse(ctx: typer.Context, names: tuple[str, ...], why: str) -> None:
-    """Refuse options that were given and would be passed over."""
-    for parameter in ctx.command.params:
-        source = ctx.get_parameter_source(parameter.name or "")
-        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
-            raise ConfigError(f"{parameter.opts[0]} {why}", "leave it out; --help has examples of both")
-
-
-@app.command(epilog="Example:\n\n`potstill suites`")
-def suites(format: FormatOption = Format.human) -> None:
-    """List the suites: data sets, and how models are asked about them."""
-    from potstill.evaluation.suites import GROUPS, SUITES
-
-    lines = {name: one.about + ("" if one.dataset else "; of a file that --data names") for name, one in SUITES.items()}
-    lines |= {name: "all of " + ", ".join(members) for name, members in GROUPS.items()}
-    if format is Format.json:
-        print(json.dumps(lines, indent=2))
-    else:
-        width = max(map(len, lines))
-        print("\n".join(f"{name:{width}}  {line}" for name, line in lines.items()))
-
-
 @app.command(epilog="Examples:\n\n`potstill report latest`\n\n`potstill report first --format json`")
 def report(
     run: Annotated[str, typer.Argument(help="A name under runs/, or a path.")],
@@ -187,58 +89,6 @@ def report(
 
     api.report(run)
     _print_run(runs.find(run), format)
-
-
-@app.command(
-    epilog="Examples:\n\n`potstill compare first second`\n\n"
-    "`potstill compare first second --suite dolly --suite anli_r1 --limit 100 --page compare.html`\n\n"
-    "`potstill compare sft-1 minillm-1 --suite dolly --baseline sft-1 published=minillm`"
-)
-def compare(
-    ctx: typer.Context,
-    runs: Annotated[
-        list[str],
-        typer.Argument(metavar="RUN... [published=FILE]", help="Names under runs/, or paths; figures of others."),
-    ],
-    suite: Annotated[list[str] | None, typer.Option(help="A suite that all models are asked; may be repeated.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Of a suite's items, of each split.")] = None,
-    seeds: Annotated[
-        list[int] | None, typer.Option("--seed", min=0, help="Of a suite's sampled answers; repeatable.")
-    ] = None,
-    frames: FramesOption = None,
-    data: Annotated[str | None, typer.Option(help="Rows of your own, for a suite without a data set.")] = None,
-    out: Annotated[Path, typer.Option(help="Where results of suites are kept.")] = Path("evaluations"),
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Where an answer is cut.")] = None,
-    baseline: Annotated[str | None, typer.Option(help="A model of the table that the others are set against.")] = None,
-    page: Annotated[Path | None, typer.Option(help="Write the comparison as HTML, with the answers.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    format: FormatOption = Format.human,
-    allow_remote_code: RemoteCode = False,
-) -> None:
-    """Put runs side by side: figures, what of them is more than chance, and what cannot be compared."""
-    from potstill import api
-    from potstill.reporting.comparison import markdown
-
-    if not suite:
-        _refuse(ctx, ("limit", "seeds", "frames", "data", "out", "max_new_tokens"), "is for suites, and none is named")
-    named = [word.removeprefix("published=") for word in runs if word.startswith("published=")]
-    if len(named) > 1:
-        raise ConfigError("published= stands twice", "put the figures into one file, or use published=all")
-    asked: dict[str, Any] = {"limit": limit, "seeds": seeds, "frames": frames, "data": data, "out": out}
-    asked["max_new_tokens"] = max_new_tokens
-    found = api.compare(
-        [word for word in runs if not word.startswith("published=")],
-        suites=suite or (),
-        baseline=baseline,
-        published=named[0] if named else None,
-        page=page,
-        allow_remote_code=allow_remote_code,
-        device=device,
-        **asked,
-    )
-    print(json.dumps(markdown.as_json(found), indent=2) if format is Format.json else markdown.markdown(found))
-    if page:
-        print(f"wrote {page}", file=sys.stderr)
 
 
 @app.command(
@@ -302,52 +152,15 @@ def selftest(
         raise typer.Exit(1)
 
 
-@recipes_app.command("ls")
-def recipes_ls(format: FormatOption = Format.human) -> None:
-    """List the built-in recipes."""
-    from potstill.recipes import METHODS
-
-    lines = {name: (method.__doc__ or "").strip().splitlines()[0] for name, method in METHODS.items()}
-    if format is Format.json:
-        print(json.dumps(lines, indent=2))
-    else:
-        width = max(map(len, lines))
-        print("\n".join(f"{name:{width}}  {line}" for name, line in lines.items()))
-
-
-@recipes_app.command("show", epilog="Example:\n\n`potstill recipes show kd`")
-def recipes_show(name: str, format: FormatOption = Format.human) -> None:
-    """Print a built-in recipe: what it does, its parameters, where defaults come from, then every setting."""
-    from potstill import recipe_io
-    from potstill.recipes import METHODS
-
-    recipe = recipe_io.load(name, methods=METHODS)
-    if format is Format.json:
-        print(recipe.model_dump_json(indent=2))
-        return
-    prose = (sys.modules[METHODS[name].__module__].__doc__ or "").strip()
-    prose += f"\n\nParameters, as in `potstill train {name} KEY=VALUE`:\n\n{_parameters(METHODS[name])}"
-    print("".join(f"# {line}".rstrip() + "\n" for line in prose.splitlines()), end="")
-    print(recipe_io.dump(recipe), end="")
-
-
-@recipes_app.command(
-    "cp", epilog="Example:\n\n`potstill recipes cp kd my-recipe.yaml`, edit it, then `potstill train my-recipe.yaml`"
-)
-def recipes_cp(name: str, file: Path, format: FormatOption = Format.human) -> None:
-    """Copy a built-in recipe to a file of your own."""
-    from potstill import recipe_io
-    from potstill.recipes import METHODS
-    from potstill.run import write_text
-
-    if file.exists():
-        raise ConfigError(f"{file} exists already, and is not overwritten", "choose another name")
-    write_text(file, recipe_io.dump(recipe_io.load(name, methods=METHODS)))
-    print(
-        json.dumps({"file": str(file)})
-        if format is Format.json
-        else f"wrote {file}; run it with `potstill train {file}`"
-    )
+app.command("evaluate", epilog=EVALUATE_EXAMPLES)(evaluate)
+app.command("suites", epilog=SUITES_EXAMPLE)(suites)
+app.command("compare", epilog=COMPARE_EXAMPLES)(compare)
+app.command("sweep", epilog=SWEEP_EXAMPLES)(sweep)
+app.command("annotate", epilog=ANNOTATE_EXAMPLES)(annotate)
+app.command("harness", epilog=HARNESS_EXAMPLES)(harness)
+app.add_typer(recipes_app, name="recipes")
+app.add_typer(data_app, name="data")
+app.add_typer(judge_app, name="judge")
 
 
 def _print_tried(tried: list[Any], format: Format) -> None:
@@ -382,44 +195,6 @@ def _print_run(run: Any, format: Format) -> None:
     console.print(
         f"\nstudent  {run.student}\nreport   {run.report_file}", markup=False, highlight=False, soft_wrap=True
     )
-
-
-def _parameters(method: Callable[..., Any]) -> str:
-    """The parameters of a recipe with their defaults, and what its docstring says of them."""
-    _, _, told = inspect.cleandoc(method.__doc__ or "").partition("Args:\n")
-    described = dict(line.strip().split(": ", 1) for line in told.splitlines() if ": " in line)
-    defaults = {name: p.default for name, p in inspect.signature(method).parameters.items()}
-    shown = {name: f"{name}={_plainly(default)}" for name, default in defaults.items()}
-    width = max(map(len, shown.values()), default=0)
-    return "\n".join(f"    {shown[name]:{width}}  {described.get(name, '')}" for name in defaults)
-
-
-def _plainly(default: Any) -> str:
-    """A default as it is written on the command line; a section by its name, or by what its shorthand stands for."""
-    if hasattr(default, "name"):
-        return str(default.name)
-    if shorthand := getattr(default, "shorthand", None):
-        default = getattr(default, shorthand)
-    return "null" if default is None else json.dumps(default)
-
-
-def _print_suites(results: list[Any], format: Format) -> None:
-    """Results of suites as tables, or with everything that is known of each."""
-    from potstill.reporting.suites import markdown
-
-    if format is Format.json:
-        told = [result.settings | {"scores": result.scores, "folder": str(result.folder)} for result in results]
-        print(json.dumps(told, indent=2))
-    else:
-        print(markdown(results))
-
-
-def _print_figures(figures: dict[str, Any], format: Format) -> None:
-    if format is Format.json:
-        print(json.dumps(figures, indent=2))
-        return
-    for name, value in figures.items():
-        print(f"{name:28} {value:.4g}" if isinstance(value, float) else f"{name:28} {value}")
 
 
 def main() -> None:

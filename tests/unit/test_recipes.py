@@ -173,9 +173,9 @@ def test_a_method_builds_and_is_named_after_itself(method: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_parameters_of_a_method_can_be_shown(method: str) -> None:
-    from potstill import cli
+    from potstill import cli_recipes
 
-    shown = cli._parameters(METHODS[method])
+    shown = cli_recipes.parameters(METHODS[method])
     assert all(f"{name}=" in shown for name in OTHER[method])
     assert "object at" not in shown
 
