@@ -80,17 +80,50 @@ def resume(run: str | Path | Run, *, allow_remote_code: bool = False) -> Run:
     return run
 
 
-def evaluate(model: str | Path | Run, *, data: str | Path, **settings: Any) -> dict[str, Any]:
-    """Measure a model, or a run's student, on rows of prompts and responses.
+def evaluate(
+    model: str | Path | Run,
+    *,
+    data: str | Path,
+    teacher: str | None = None,
+    answers: bool = True,
+    device: str = "auto",
+    seed: int = 1,
+    allow_remote_code: bool = False,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Measure a model, or a run's student, on rows of prompts and responses, all of which count as held-out.
+
+    The models of a run are asked as its student was trained, with the words before its prompts, and their answers are
+    taken for right as the run took them; ``settings`` say otherwise.
 
     Args:
         model: anything ``teacher`` may name in a recipe; a run, or "run:teacher", "run:untouched", "run:sft".
-        data: a .jsonl, .csv or .parquet file, or "starter".
-        settings: see ``potstill.evaluation.standalone.evaluate``.
+        data: a .jsonl, .csv or .parquet file, a named split as "cqa:test", or "starter".
+        teacher: what to compare with; it must share the model's tokenizer.
+        answers: whether prompts are answered, too; else only the text of the rows is measured.
+        device: auto, cpu, cuda or mps.
+        seed: of sampled answers.
+        allow_remote_code: let models run Python that comes with them.
+        settings: of a recipe's ``data`` and ``evaluation``, as ``**{"data.format": "dolly"}``.
     Returns: the figures by name, as in a run's ``eval/*.json``.
+    Raises: ConfigError, DataError, ModelError, TeacherError.
     """
-    remote = bool(settings.get("allow_remote_code"))
-    return standalone.evaluate(_named(model, remote), data=str(data), **settings)
+    named = _named(model, allow_remote_code)
+    trained = run_models.trained_stage(model.path if isinstance(model, Run) else model)
+    asked = standalone.as_trained(trained) if trained else {}
+    # A recipe that needs no teacher, for the sake of its keys: they are named and checked as everywhere.
+    given = {"data.path": str(data), **standalone.MEASURED, **asked, **settings}
+    stage = recipe_io.load("sft", given, methods=METHODS).stage
+    return standalone.evaluate(
+        named,
+        stage.data,
+        stage.evaluation,
+        teacher=teacher,
+        answers=answers,
+        device=device,
+        seed=seed,
+        allow_remote_code=allow_remote_code,
+    )
 
 
 def evaluate_suites(
@@ -229,12 +262,9 @@ def _named(model: str | Path | Run, allow_remote_code: bool) -> str:
 def _say_trained_frames(models: Sequence[str], folders: Sequence[str], allow_remote_code: bool) -> None:
     """Of each model that is a run's, and was trained with words before its prompts: which, and how it is asked so."""
     for model, folder in zip(models, map(Path, folders), strict=True):
-        # A run's student stands in its folder, and what it is set against in a folder in that.
-        above = folder.parent.parent if folder.parent.name == "baseline" else folder.parent
-        if folder.name != "student" or not (recipe := above / "recipe.yaml").is_file():
+        if (trained := run_models.trained_stage(folder)) is None:
             continue
-        data = recipe_io.load(recipe, methods=METHODS).stage.data
-        if frame := trained_frame(data, folder, allow_remote_code=allow_remote_code):
+        if frame := trained_frame(trained.data, folder, allow_remote_code=allow_remote_code):
             said = f"{model}: trained with words before its prompts, and asked here without them"
             print(f"{said}; with them: {as_option(frame)}", file=sys.stderr, flush=True)
 

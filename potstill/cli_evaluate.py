@@ -16,6 +16,7 @@ EVALUATE_EXAMPLES = (
     "Examples:\n\n"
     "`potstill evaluate first --data rows.jsonl --teacher smollm2-135m-instruct`\n\n"
     "`potstill evaluate models/small --data dolly.jsonl --data-format dolly`\n\n"
+    "`potstill evaluate models/t5 --data nli.jsonl --set 'data.prefix=predict: ' --set evaluation.accuracy=exact`\n\n"
     "`potstill evaluate first second smollm2-135m-instruct --suite dolly --suite anli --limit 100 --seed 10`\n\n"
     "`potstill evaluate first --suite anli_r1 --frame 'predict: {prompt}' --frame '{prompt} Answer:'`  two wordings\n\n"
     "`potstill evaluate first --suite plain_text --data stories.txt`"
@@ -49,10 +50,14 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Where results of suites are kept.")] = Path("evaluations"),
     data_format: LayoutOption = Layout.prompt_response,
     teacher: Annotated[str | None, typer.Option(help="A model to compare with.")] = None,
-    max_examples: Annotated[int, typer.Option(min=1, help="Rows measured, from the first.")] = 500,
-    generate_examples: Annotated[int, typer.Option(min=0, help="Rows answered, for Rouge-L.")] = 32,
+    max_examples: Annotated[int | None, typer.Option(min=1, help="Rows measured, from the first; else 500.")] = None,
+    generate_examples: Annotated[int | None, typer.Option(min=0, help="Rows answered; else 32. 0: none.")] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Where an answer is cut; else 96, or where the suite does.")
+        int | None, typer.Option(min=1, help="Where an answer is cut; else where the run or the suite does, or at 96.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Of a recipe's data and evaluation; else as the run has it."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     format: FormatOption = Format.human,
@@ -62,27 +67,34 @@ def evaluate(
     from potstill import api
 
     shared: dict[str, Any] = {"device": device, "allow_remote_code": allow_remote_code}
-    shared |= {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
     if suite:
-        _refuse(ctx, ("teacher", "data_format", "max_examples", "generate_examples"), "is not for suites")
+        _refuse(ctx, ("teacher", "data_format", "max_examples", "generate_examples", "settings"), "is not for suites")
         asked: dict[str, Any] = {"limit": limit, "seeds": seeds, "frames": frames, "data": data}
-        results = api.evaluate_suites(models, suite, out=out, **asked, **shared)
+        results = api.evaluate_suites(models, suite, out=out, max_new_tokens=max_new_tokens, **asked, **shared)
         _print_suites(results, format)
         return
     _refuse(ctx, ("limit", "seeds", "frames", "out"), "is for suites, and none is named")
     if data is None:
         raise ConfigError("there is nothing to measure on", "add --data FILE, or --suite NAME (see `potstill suites`)")
+    counts = {"max_examples": max_examples, "generate_examples": generate_examples, "max_new_tokens": max_new_tokens}
+    given: dict[str, Any] = {f"evaluation.{name}": count for name, count in counts.items() if count}
+    given |= {"data.format": data_format.value, **_rows_settings(settings or []), **shared}
     for model in models:
-        figures = api.evaluate(
-            model,
-            data=data,
-            data_format=data_format.value,
-            teacher=teacher,
-            max_examples=max_examples,
-            generate_examples=generate_examples,
-            **shared,
-        )
+        figures = api.evaluate(model, data=data, teacher=teacher, answers=generate_examples != 0, **given)
         _print_figures(({"model": model} if len(models) > 1 else {}) | figures, format)
+
+
+def _rows_settings(words: list[str]) -> dict[str, Any]:
+    """What --set says about rows and about how they are asked. Raises: ConfigError."""
+    from potstill.recipe_io import parse_overrides
+
+    for word in words:
+        if not word.startswith(("data.", "evaluation.")) or word.startswith(("data.path=", "data.heldout=")):
+            raise ConfigError(
+                f"--set {word} is not about how rows are read or asked",
+                "settings are written as data.fields.prompt=question or evaluation.accuracy=exact",
+            )
+    return parse_overrides(words)
 
 
 def suites(format: FormatOption = Format.human) -> None:

@@ -23,13 +23,19 @@ def model_named(name: str, *, allow_remote_code: bool = False) -> str:
 
     Raises: ConfigError for a part that the run does not have; ModelError where a student cannot be cut again.
     """
+    of = part_named(name)
+    return model_of(*of, allow_remote_code=allow_remote_code) if of else name
+
+
+def part_named(name: str) -> tuple[Run, str] | None:
+    """The run that a name is of, and which of its models; None where it is a model of no run, or a folder of one."""
     if Path(name).exists() and not (Path(name) / "recipe.yaml").is_file():
-        return name
+        return None
     given, _, part = name.rpartition(":")
     if given and (found := _run(given)):
-        return model_of(found, part, allow_remote_code=allow_remote_code)
+        return found, part
     found = _run(name)
-    return model_of(found, "student") if found else name
+    return (found, "student") if found else None
 
 
 def model_of(run: Run, part: str, *, allow_remote_code: bool = False) -> str:
@@ -52,6 +58,22 @@ def model_of(run: Run, part: str, *, allow_remote_code: bool = False) -> str:
             if folder.is_dir():
                 return str(folder)
     raise ConfigError(f"{run.name} has no {part}", _instead(run, part, recipe))
+
+
+def trained_stage(name: str | Path) -> Stage | None:
+    """The stage of the run that a model is of, by the run's name or its student's folder; None of other models.
+
+    All models of a run are asked as its student was trained: its teacher and its baseline too, which it is set against.
+    """
+    if of := part_named(str(name)):
+        file = of[0].result.recipe_file
+    else:
+        folder = Path(name)
+        above = folder.parent.parent if folder.parent.name == "baseline" else folder.parent
+        file = above / "recipe.yaml"
+        if folder.name != "student":
+            return None
+    return recipe_io.load(file, methods=METHODS).stage if file.is_file() else None
 
 
 def _instead(run: Run, part: str, recipe: Recipe) -> str:

@@ -15,7 +15,7 @@ from potstill.sources.dataset import batches
 
 @dataclass(frozen=True)
 class Search:
-    """How ``generate`` searches.
+    """How ``generate`` searches, and how far and how warm the sampler writes where there is nothing to search for.
 
     Klinge's reasons for ANLI (MiniLLM_Seq2Seq) are of 3 beams, a penalty of 1.15, and 20 to 100 tokens.
 
@@ -23,11 +23,11 @@ class Search:
     """
 
     max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
     num_beams: int = 1
     repetition_penalty: float = 1.0
     min_new_tokens: int = 0
-    temperature: float = 0.0
-    top_p: float = 1.0
 
     def __post_init__(self) -> None:
         if self.num_beams < 1 or not self.repetition_penalty > 0:
@@ -40,6 +40,11 @@ class Search:
                 f"--min-new-tokens is {self.min_new_tokens}, and --max-new-tokens {self.max_new_tokens}",
                 "give a least length from 0 to the greatest",
             )
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the sampler writes the same: no beams, no penalty, no least length."""
+        return self == Search(self.max_new_tokens, self.temperature, self.top_p)
 
     def settings(self) -> dict[str, Any]:
         """As ``written`` takes them."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import permutations
 from typing import TypeAlias
 
 from potstill.annotation.reading import Annotation, agrees
@@ -39,12 +40,17 @@ class Step:
 
 @dataclass
 class Sieved:
-    """An annotation behind the filters. ``dropped_by``: the filter that left it out, ``why``: its reason."""
+    """An annotation behind the filters, and before them. ``dropped_by``: the filter that left it out, ``why``: its
+    reason."""
 
     annotation: Annotation
     dropped_by: str | None = None
     why: str | None = None
     changed_by: list[str] = field(default_factory=list)
+    as_read: Annotation = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.as_read = self.annotation
 
 
 def sieved(annotation: Annotation, steps: Sequence[Step]) -> Sieved:
@@ -170,6 +176,13 @@ def _bounded(character: str) -> bool:
     return (character.isalnum() or character == "_") and unicodedata.east_asian_width(character) not in ("W", "F")
 
 
+def versions(one: Annotation) -> Iterator[Annotation]:
+    """An annotation as it was read, then as any filters leave its words: as a review may have shown it."""
+    for number in range(len(CHANGING) + 1):
+        for names in permutations(CHANGING, number):
+            yield sieved(one, [Step(name, FILTERS[name]) for name in names]).annotation
+
+
 # --- choosing ---------------------------------------------------------------------------------------------------------
 
 FILTERS: Mapping[str, Filter] = {
@@ -189,6 +202,7 @@ DEFAULT: Mapping[str, tuple[str, ...]] = {
     "rationale_and_label": OF_WORDS,
     "response": ("unfinished", "repetition"),
 }
+CHANGING = ("strip_prefix", "incomplete_last_sentence")  # the others keep an annotation as it is, or leave it out
 NEEDS_LABEL = ("label_disagreement",)
 NEEDS_RATIONALE = ("leaks_label",)
 NEEDS_WORDS = (*OF_WORDS, "leaks_label", "unfinished")

@@ -60,6 +60,10 @@ class RawFile:
         return self.out.with_name(f"{self.out.stem}.raw.jsonl")
 
     @property
+    def decided_file(self) -> Path:
+        return self.out.with_name(f"{self.out.stem}.decided.jsonl")
+
+    @property
     def card_file(self) -> Path:
         return self.out.with_name(f"{self.out.stem}.card.json")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -27,12 +27,16 @@ SHOWN = 3  # bad rows named in a message
 
 @dataclass(frozen=True)
 class Rows:
-    """The usable rows of a file or split in its order, and those that are not, with the reason."""
+    """The usable rows of a file or split in its order, and those that are not, with the reason.
+
+    ``fields``: how rationale and response are named there; None where they cannot be named otherwise.
+    """
 
     items: tuple[Item, ...]
     bad: tuple[BadRow, ...]
     place: str
     sha256: str
+    fields: Mapping[str, str] | None = None
 
     @property
     def counts(self) -> dict[str, Any]:
@@ -70,9 +74,16 @@ def read_items(config: Data, task: Task) -> Rows:
         tuple(row for row in sorted_rows if isinstance(row, BadRow)),
         datasets.shown(place),
         digest,
+        None if isinstance(place, Named) else _fields(config),
     )
     _judge(rows, config.max_bad_rows)
     return rows
+
+
+def _fields(config: Data) -> dict[str, str] | None:
+    if config.format != "prompt_response":
+        return None
+    return {name: config.fields.get(name, name) for name in ("rationale", "response")}
 
 
 def _item(row: Row, config: Data) -> Item:
@@ -141,3 +152,16 @@ def asked_about(items: Sequence[Item], task: Task, *, only_missing: bool) -> tup
     human = [item for item in items if only_missing and task.is_there(item)]
     kept = {item.id for item in human}
     return [item for item in items if item.id not in kept], human
+
+
+def nothing_there(rows: Rows, task: Task, num_asked: int) -> str:
+    """That no row has what is wanted, and how its field is named where it may have another name."""
+    names = task.told_by
+    if rows.fields is None:
+        return f"--only-missing: no row has a {' and a '.join(names)}, so all {num_asked} are asked about"
+    sought = " and a ".join(f"field {rows.fields[name]!r}" for name in names)
+    named = " ".join(f"data.fields.{name}=NAME" for name in names)
+    return (
+        f"--only-missing: no row has a {sought} with words in it, so all {num_asked} are asked about; "
+        f"if it has another name, add {named}"
+    )

@@ -50,6 +50,8 @@ class Task:
             raise ConfigError(f"--labels is given, and --want {self.want} has no label", "leave one of them out")
         if self.labels and len({label.casefold() for label in self.labels}) < max(2, len(self.labels)):
             raise ConfigError(f"--labels is {','.join(self.labels)}", "name two or more, each once")
+        if self.choose == "parse" and not self.has_label:
+            raise ConfigError(f"--choose parse is for labels, and --want {self.want} has none", "leave it out")
         if not self.mark.strip():
             raise ConfigError("--mark is empty", f"give words such as {MARK!r}")
         self.used_template.check(self.given_label)
@@ -76,16 +78,21 @@ class Task:
     def chosen_by_likelihood(self, item: Item) -> bool:
         return self.choose == "likelihood" and len(self.options_of(item)) > 1
 
-    def is_there(self, item: Item) -> bool:
-        """Whether a person has written what is wanted already."""
-        explained = bool(item.rationale and item.rationale.strip())
+    @property
+    def told_by(self) -> tuple[str, ...]:
+        """The fields of a row in which a person has written what is wanted."""
         match self.want:
             case "rationale":
-                return explained
+                return ("rationale",)
             case "rationale_and_label":
-                return explained and bool(item.references)
+                return ("rationale", "response")
             case _:
-                return bool(item.references)
+                return ("response",)
+
+    def is_there(self, item: Item) -> bool:
+        """Whether a person has written what is wanted already."""
+        said = {"rationale": bool(item.rationale and item.rationale.strip()), "response": bool(item.references)}
+        return all(said[name] for name in self.told_by)
 
     def settings(self) -> dict[str, Any]:
         """Everything that an answer depends on, for the card."""

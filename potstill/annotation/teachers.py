@@ -23,28 +23,21 @@ NEW_TOKENS = {"label": 16, "rationale": 100, "rationale_and_label": 128, "respon
 
 @dataclass(frozen=True)
 class Writing:
-    """How a teacher writes. Beams, a penalty or a least length are transformers' search; else it is the sampler.
+    """How a teacher writes: by transformers' search, or by the sampler where the search is plain; and how it is framed.
 
     Raises: ConfigError.
     """
 
-    max_new_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    num_beams: int = 1
-    repetition_penalty: float = 1.0
-    min_new_tokens: int = 0
+    search: Search
     framing: Literal["auto", "chat", "none"] = "auto"
 
     def __post_init__(self) -> None:
-        Decoding(self.max_new_tokens, frozenset(), self.temperature, top_p=self.top_p)
-        self.search()
+        Decoding(self.search.max_new_tokens, frozenset(), self.search.temperature, top_p=self.search.top_p)
 
-    def search(self) -> Search | None:
-        names = ("max_new_tokens", "num_beams", "repetition_penalty", "min_new_tokens", "temperature", "top_p")
-        found = Search(**{name: getattr(self, name) for name in names})
-        plain = Search(self.max_new_tokens, temperature=self.temperature, top_p=self.top_p)
-        return None if found == plain else found
+    @property
+    def settings(self) -> dict[str, Any]:
+        """For the card: annotations that were begun are gone on with only under the same names and values."""
+        return {**asdict(self.search), "framing": self.framing}
 
 
 @dataclass(frozen=True)
@@ -74,10 +67,11 @@ def local_teacher(
     def opened() -> Annotator:
         subject = open_subject(path, device=device, batch_size=batch_size, allow_remote_code=allow_remote_code)
         subject = replace(subject.with_template(writing.framing), name=name)
-        decoding = subject.decoding(writing.max_new_tokens, temperature=writing.temperature, top_p=writing.top_p)
-        return LocalAnnotator(subject, decoding, writing.search())
+        search = writing.search
+        decoding = subject.decoding(search.max_new_tokens, temperature=search.temperature, top_p=search.top_p)
+        return LocalAnnotator(subject, decoding, None if search.is_plain else search)
 
-    return Teacher({"model": name, "fingerprint": fingerprint_of(path), **asdict(writing)}, opened)
+    return Teacher({"model": name, "fingerprint": fingerprint_of(path), **writing.settings}, opened)
 
 
 def served_teacher(
@@ -98,15 +92,16 @@ def served_teacher(
         concurrency, attempts, backoff, say: as ``Manner``.
     Raises: ConfigError for what cannot be asked of a server.
     """
-    if writing.search() is not None:
+    search = writing.search
+    if not search.is_plain:
         raise ConfigError(
             "beams, a penalty on repeats and a least length are not what servers of chat completions know",
             "leave --num-beams, --repetition-penalty and --min-new-tokens out, or give the server's own by --set",
         )
     if writing.framing != "auto":
         raise ConfigError(f"--framing is {writing.framing}, and a server frames prompts itself", "leave it out")
-    usual = {"temperature": writing.temperature, "max_tokens": writing.max_new_tokens}
-    usual |= {"top_p": writing.top_p} if writing.top_p < 1 else {}
+    usual = {"temperature": search.temperature, "max_tokens": search.max_new_tokens}
+    usual |= {"top_p": search.top_p} if search.top_p < 1 else {}
     request = {
         name: value for name, value in {"model": model, **usual, **(settings or {})}.items() if value is not None
     }

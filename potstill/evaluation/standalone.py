@@ -10,21 +10,41 @@ from potstill.evaluation.generation import check_lengths, judge_answers
 from potstill.models.devices import device_named
 from potstill.models.families import check_projection, family_of
 from potstill.models.loading import load
-from potstill.recipe import Data, Evaluation
+from potstill.recipe import Data, Evaluation, Stage
 from potstill.sources.dataset import batches
 from potstill.teachers.align import shared_vocabulary
 from potstill.teachers.local import LocalTeacher
 
+MEASURED = {"evaluation.max_examples": 500, "evaluation.generate_examples": 32, "evaluation.max_new_tokens": 96}
+# How a student is asked, which belongs to it; which rows there are and how they are laid out belongs to the file.
+ASKED = {
+    "data": ("prefix", "target", "template", "max_prompt_tokens", "max_response_tokens", "long_prompts"),
+    "evaluation": (
+        "accuracy",
+        "max_new_tokens",
+        "num_beams",
+        "repetition_penalty",
+        "sampling_temperature",
+        "sampling_top_p",
+        "leave_out",
+        "batch_size",
+    ),
+}
+
+
+def as_trained(stage: Stage) -> dict[str, Any]:
+    """How the student of a stage was asked when it was trained and measured: settings by dotted key."""
+    keys = [(section, name) for section, names in ASKED.items() for name in names]
+    return {f"{section}.{name}": getattr(getattr(stage, section), name) for section, name in keys}
+
 
 def evaluate(
     name: str,
+    data: Data,
+    settings: Evaluation,
     *,
-    data: str,
-    data_format: str = "prompt_response",
     teacher: str | None = None,
-    max_examples: int = 500,
-    generate_examples: int = 32,
-    max_new_tokens: int = 96,
+    answers: bool = True,
     device: str = "cpu",
     seed: int = 1,
     allow_remote_code: bool = False,
@@ -33,21 +53,20 @@ def evaluate(
 
     Args:
         name: an embedded name, a folder, a .gguf file or a hub id.
-        data: a .jsonl, .csv or .parquet file, or "starter".
-        data_format: how its rows are laid out.
+        data: which rows, and how they are asked.
+        settings: how many are measured and answered, and how; ``leave_out`` its samples.
         teacher: what to compare with; it must share the model's tokenizer.
-        max_examples: rows measured, from the first. generate_examples: rows answered, for Rouge-L.
-        max_new_tokens: where an answer is cut.
+        answers: whether prompts are answered, too.
         device: of both models.
         seed: of sampled answers.
         allow_remote_code: let models run Python that comes with them.
-    Returns: the figures of ``measure`` and, where rows were answered, Rouge-L and speed.
+    Returns: the figures of ``measure`` and, where rows were answered, those of ``judge_answers``.
     Raises: ConfigError, DataError, ModelError, TeacherError.
     """
     where = device_named(device)
-    settings = Evaluation(max_new_tokens=max_new_tokens)
     loaded = load(name, device=where, allow_remote_code=allow_remote_code)
-    rows = prepare_all(Data.model_validate({"path": data, "format": data_format}), loaded.tokenizer)[:max_examples]
+    rows = prepare_all(data, loaded.tokenizer)[: settings.max_examples]
+    answered = rows[: settings.generate_examples] if answers else ()
     compared, vocab_size = None, None
     if teacher:
         other = load(teacher, device=where, allow_remote_code=allow_remote_code)
@@ -57,11 +76,11 @@ def evaluate(
     family = family_of(loaded.model, vocab_size)
     check_projection(family, name)
     for model in (family, *([compared.family] if compared else [])):
-        check_lengths(model.model.config, rows, rows[:generate_examples] if model is family else (), settings)
+        check_lengths(model.model.config, rows, answered if model is family else (), settings)
     figures: dict[str, Any] = dict(
         measure(family, compared, batches(rows, settings.batch_size, loaded.tokenizer.eos_token_id))
     )
-    if generate_examples:
-        figures |= judge_answers(family, loaded.tokenizer, rows[:generate_examples], settings, seed)[0]
+    if answered:
+        figures |= judge_answers(family, loaded.tokenizer, answered, settings, seed, data.target)[0]
     figures["num_parameters"] = sum(p.numel() for p in loaded.model.parameters())
     return figures | {"size_on_disk_bytes": loaded.size_on_disk}

@@ -87,7 +87,7 @@ def test_the_untouched_student_is_cut_again_as_it_was(runs: tuple[Run, Run]) -> 
     for mine, layer in zip(untouched.model.layers, kept, strict=True):
         for a, b in zip(mine.parameters(), teacher.model.layers[layer].parameters(), strict=True):
             assert torch.equal(a, b)
-    figures = api.evaluate("first:untouched", data="rows.jsonl", generate_examples=0, device="cpu")
+    figures = api.evaluate("first:untouched", data="rows.jsonl", answers=False, device="cpu")
     assert figures["num_parameters"] == first.evaluations()["student_before"]["num_parameters"]
 
 

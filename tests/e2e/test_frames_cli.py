@@ -49,6 +49,9 @@ def test_frames_are_given_to_evaluate_and_compare(
     for arguments, what in (
         (["evaluate", "first", *SUITE, "--frame", "predict: "], "has {prompt} 0 times"),
         (["evaluate", "first", "--data", "own.jsonl", *FRAMES], "--frame is for suites, and none is named"),
+        (["evaluate", "first", *SUITE, "--set", "data.prefix=x"], "--set is not for suites"),
+        (["evaluate", "first", "--data", "own.jsonl", "--set", "budget.steps=3"], "--set budget.steps=3 is not about"),
+        (["evaluate", "first", "--data", "own.jsonl", "--set", "data.prefx=x"], "data.prefx: unknown key"),
         (["compare", "first", *FRAMES], "--frame is for suites, and none is named"),
     ):
         code, _, err = call(*arguments)

@@ -16,7 +16,6 @@ import potstill as package
 from potstill.checks import doctor
 from potstill.checks.selftest import selftest
 from potstill.errors import ConfigError, ModelError, TeacherError
-from potstill.evaluation.standalone import evaluate
 from potstill.evaluation.suites.subject import open_subject
 from potstill.models.loading import load
 from potstill.recipes import METHODS as METHODS_BY_NAME
@@ -150,7 +149,7 @@ def test_a_causal_teacher_of_a_tokenizer_with_an_end_is_told_that_text_goes_acro
     with pytest.raises(TeacherError, match=r"(?s)the teacher is causal and the student encoder-decoder.*annotate"):
         train("kd", "causal", **{"student.model": "t5"})
     with pytest.raises(TeacherError, match="the teacher is causal and the student encoder-decoder"):
-        evaluate("t5", data="rows.jsonl", teacher="causal", generate_examples=0)
+        package.evaluate("t5", data="rows.jsonl", teacher="causal", answers=False)
 
 
 @pytest.mark.usefixtures("place")
@@ -191,6 +190,7 @@ def test_selftest_and_doctor_have_nothing_to_say_against_a_t5() -> None:
 
 
 def test_evaluation_outside_a_run(place: Path) -> None:
-    figures = evaluate("t5", data="rows.jsonl", teacher="t5", max_examples=4, generate_examples=1, max_new_tokens=4)
+    short = {"evaluation.max_examples": 4, "evaluation.generate_examples": 1, "evaluation.max_new_tokens": 4}
+    figures = package.evaluate("t5", data="rows.jsonl", teacher="t5", **short)
     assert figures["forward_kl_nats"] == pytest.approx(0, abs=1e-6)
     assert figures["num_parameters"] == sum(v.numel() for v in load_file(place / "t5" / "model.safetensors").values())

@@ -101,6 +101,25 @@ def test_a_label_never_stands_in_the_rationale_stream_nor_the_other_way_round(re
     assert drawn["label"].example_ids == drawn["rationale"].example_ids
 
 
+def test_rows_of_a_file_are_asked_as_the_student_was_trained(reasons: Path) -> None:
+    """The figures of ``evaluate RUN --data`` are the run's own, prefix, accuracy and all; a setting asks otherwise."""
+    other_rows = [f'{{"prompt": "Is {at} even?", "response": "no"}}\n' for at in range(41, 47)]
+    Path("other.jsonl").write_text("".join(other_rows))
+    run = train(run="both", **{"data.heldout": "other.jsonl"})
+    own = run.read("eval/student_after")
+    counts = {"evaluation.max_examples": own["num_examples"], "evaluation.generate_examples": 4}
+    for name in ("both", "runs/both/student", run):
+        found = potstill.evaluate(name, data="other.jsonl", device="cpu", **counts)
+        same = [figure for figure in own if figure in found and figure != "tokens_per_s"]
+        assert {"accuracy", "perplexity", "rouge_l"} <= set(same)
+        assert {figure: found[figure] for figure in same} == pytest.approx({figure: own[figure] for figure in same})
+    other = potstill.evaluate("both", data="other.jsonl", device="cpu", **counts, **{"data.prefix": "explain: "})
+    assert other["perplexity"] != pytest.approx(own["perplexity"], rel=1e-6)
+    answerless = potstill.evaluate("both", data="other.jsonl", device="cpu", answers=False, **counts)
+    assert "accuracy" not in answerless
+    assert answerless["perplexity"] == pytest.approx(own["perplexity"])
+
+
 @pytest.mark.parametrize("variant", ["single_task", "shuffled_rationales", "input_reconstruction", "standard_twice"])
 def test_every_control_runs(reasons: Path, variant: str) -> None:
     run = train(variant=variant, run=variant, **{"budget.steps": 2})
