@@ -14,7 +14,7 @@ from potstill.run import Run
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["COLUMNS", "MODEL_NAMES", "Cell", "Column", "cell", "column", "columns", "rich_table", "rows", "verdict"]
+__all__ = ["MODEL_NAMES", "Cell", "Column", "cell", "column", "columns", "rich_table", "rows", "verdict"]
 
 MODEL_NAMES = {
     "teacher": "teacher",
@@ -36,7 +36,7 @@ class Column:
     short: tuple[str, ...]
     better: str
     shown: Callable[[Any], str]
-    always: bool = True  # false: only where a model has the figure
+    always: bool = True  # false: only where a model has the figure, as of a teacher or of labels
 
 
 @dataclass(frozen=True)
@@ -49,20 +49,19 @@ class Cell:
 
 
 _COLUMNS = (
-    Column("forward_kl_nats", "forward KL (nats)", ("forward", "KL, nats"), "lower", significant),
-    Column("reverse_kl_nats", "reverse KL (nats)", ("reverse", "KL, nats"), "lower", significant),
-    Column("top1_agreement", "top-1 agreement", ("top-1", "agrees"), "higher", percent),
-    Column("acceptance_rate", "acceptance rate", ("accept.", "rate"), "higher", percent),
+    Column("forward_kl_nats", "forward KL (nats)", ("forward", "KL, nats"), "lower", significant, always=False),
+    Column("reverse_kl_nats", "reverse KL (nats)", ("reverse", "KL, nats"), "lower", significant, always=False),
+    Column("top1_agreement", "top-1 agreement", ("top-1", "agrees"), "higher", percent, always=False),
+    Column("acceptance_rate", "acceptance rate", ("accept.", "rate"), "higher", percent, always=False),
     Column("perplexity", "perplexity", ("perplex-", "ity"), "lower", significant),
     Column("rouge_l", "Rouge-L", ("Rouge-L", ""), "higher", significant),
-    Column("rouge_l_sampled", "Rouge-L (sampled)", (), "higher", significant),
+    Column("rouge_l_sampled", "Rouge-L (sampled)", (), "higher", significant, always=False),
     Column("accuracy", "accuracy", ("accur-", "acy"), "higher", percent, always=False),
     Column("rationale_rouge_l", "Rouge-L (rationale)", (), "higher", significant, always=False),
     Column("num_parameters", "parameters", ("params", ""), "", scaled),
     Column("size_on_disk_bytes", "size on disk", (), "", size),
     Column("tokens_per_s", "tokens per s", ("tokens", "per s"), "higher", significant),
 )
-COLUMNS = tuple(column for column in _COLUMNS if column.always)  # of every table
 
 
 def column(key: str) -> Column | None:
@@ -73,7 +72,7 @@ def column(key: str) -> Column | None:
 def columns(run: Run) -> tuple[Column, ...]:
     """The columns of a run's table: those that every table has, and those of which there is a figure."""
     measured = run.evaluations().values()
-    return tuple(one for one in _COLUMNS if one.always or any(one.key in figures for figures in measured))
+    return tuple(one for one in _COLUMNS if one.always or any(number(row.get(one.key)) is not None for row in measured))
 
 
 def rows(run: Run, shown: tuple[Column, ...] | None = None) -> Iterator[tuple[str, list[Cell]]]:

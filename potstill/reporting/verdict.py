@@ -14,12 +14,13 @@ HIGHER_IS_BETTER = {"top1_agreement": True, "perplexity": False}
 
 
 def verdict(run: Run) -> list[str]:
-    """Up to three sentences: what training changed, how far the student agrees, how the equal-time baseline did."""
+    """Up to four sentences: what training changed, how far the student agrees, what it gets right, and how the
+    equal-time baseline did."""
     measured = run.evaluations()
     before, after, sft = (measured.get(model, {}) for model in ("student_before", "student_after", "equal_time_sft"))
     if not after:
         return ["The trained student has not been measured yet."]
-    sentences = (_change(before, after), _agreement(before, after), _against(after, sft))
+    sentences = (_change(before, after), _agreement(before, after), _accuracy(before, after), _against(after, sft))
     return [sentence for sentence in sentences if sentence]
 
 
@@ -52,6 +53,21 @@ def _perplexity_change(before: Figures, after: Figures) -> str:
         return ""
     span = f"went from {significant(was)} to {significant(now)}" if was is not None else f"is {significant(now)}"
     return f"{_scope(after)}, the student's perplexity {span}; no teacher was compared with."
+
+
+def _accuracy(before: Figures, after: Figures) -> str:
+    """The share of right answers, with its interval: a few hundred answers say less than they seem to."""
+    was, now, low, high = (
+        number(figures.get(name))
+        for figures, name in (
+            (before, "accuracy"), (after, "accuracy"), (after, "accuracy_low"), (after, "accuracy_high")
+        )
+    )  # fmt: skip
+    if now is None:
+        return ""
+    span = f" (95% interval {percent(low)} to {percent(high)})" if low is not None and high is not None else ""
+    first = f", and before training {percent(was)}" if was is not None else ""
+    return f"Of its answers {percent(now)} are right{span}{first}."
 
 
 def _agreement(before: Figures, after: Figures) -> str:

@@ -176,4 +176,4 @@ def test_the_table_has_an_accuracy_where_there_is_one(tmp_path: Path) -> None:
     assert "62.50%" in str(next(iter(tables.rows(run)))[1])
     plain = write_run(tmp_path / "plain")
     assert "accuracy" not in render(plain)
-    assert tables.columns(plain) == tables.COLUMNS
+    assert not {"accuracy", "rationale_rouge_l"} & {column.key for column in tables.columns(plain)}

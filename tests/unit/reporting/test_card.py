@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 
 from potstill.reporting.card import card, code, quoted, write_card
 from potstill.reporting.report import render
-from potstill.reporting.tables import COLUMNS
+from potstill.reporting.tables import columns
 from potstill.run import Run
 from tests.unit.reporting.fake_runs import EVALUATIONS, RECIPE, STUDENT, write_run
 from tests.unit.reporting.hostile import PAYLOADS, hostile_run
@@ -64,10 +64,11 @@ def test_a_whole_run(tmp_path: Path) -> None:
 
 
 def test_the_table_has_a_row_for_each_model_and_a_cell_for_each_figure(tmp_path: Path) -> None:
-    _, tokens = parts(card(write_run(tmp_path / "first")))
+    run = write_run(tmp_path / "first")
+    _, tokens = parts(card(run))
     kinds = [token.type for token in tokens]
     assert kinds.count("tr_open") == 1 + len(EVALUATIONS)
-    assert kinds.count("td_open") == len(EVALUATIONS) * (1 + len(COLUMNS))
+    assert kinds.count("td_open") == len(EVALUATIONS) * (1 + len(columns(run)))
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
