@@ -18,6 +18,7 @@ from typing import Any
 from filelock import FileLock
 
 from potstill.errors import ModelError
+from potstill.models.quiet import quiet
 
 GGUF_READERS = ("gguf", "accelerate")  # what transformers reads such a file with
 
@@ -110,9 +111,8 @@ def _save_plain(file: Path, folder: Path) -> None:
             raise ModelError(f"{file} needs the package {package} to be read", "pip install 'potstill[gguf]'")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    quiet()
     print(f"converting {file.name} to a model folder, once", file=sys.stderr, flush=True)
     where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:

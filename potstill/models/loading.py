@@ -12,6 +12,7 @@ from potstill.errors import ModelError, PotstillError
 from potstill.models import embedded
 from potstill.models.architectures import built
 from potstill.models.layout import auto_class, is_encoder_decoder
+from potstill.models.quiet import quiet
 from potstill.types import PAIR_MARK
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -167,9 +168,7 @@ def _check_weights(path: Path) -> None:
 
 def _attempt(name: str, load: Any) -> Any:
     """Run a loader, without its own progress bars; whatever goes wrong becomes one line that says what to do."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
+    quiet()
     try:
         return load()
     except PotstillError:  # the user stopped it: that is no fault of the model

@@ -79,7 +79,8 @@ def _check_wanted(keep: int | Sequence[int], total: int, setting: str) -> None:
         _check_indices(keep, total, setting)
     elif keep > total:
         raise ModelError(
-            f"{setting} is {keep} but the model has {total} layers", f"set student.{setting} to at most {total}"
+            f"{setting} is {keep} but the model has {total} layers",
+            f"set student.{setting} to at most {total}; to train a model whole, name it as student=MODEL",
         )
 
 

@@ -15,6 +15,7 @@ from potstill.models.architectures import built, known_config
 from potstill.models.layout import DECODER, ENCODER, stacks_of
 from potstill.models.loading import config_of, load_tokenizer, local_source
 from potstill.models.pruning import cut_layers
+from potstill.models.quiet import quiet
 
 LAYERS = 2  # of each stack that are tried
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "tokenizer_config.json")
@@ -98,6 +99,7 @@ def small_config(full: Any, narrower: int) -> Any:
 
 def save_small(one: Blueprint, config: Any, tokenizer: Any, folder: Path, *, seed: int) -> None:
     """Write a small model of ``config`` as a model folder, with random weights in the precision of the model's own."""
+    quiet()
     built(config, seed=seed).to(config.dtype or torch.float32).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     generation = one.folder and one.folder / "generation_config.json"
