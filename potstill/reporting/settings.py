@@ -54,6 +54,11 @@ def measured_with(run: Run) -> dict[str, str | None]:
     for key, plain in PLAIN.items():
         name = _name(value_at(stage(run), "evaluation", key))
         found[key] = None if name == plain else name
+    # There may be fewer rows than were to be answered; and samples may have been left out.
+    rows = {row.get("num_generated_examples") for row in run.evaluations().values()} - {None}
+    found["generate_examples"] = str(rows.pop()) if len(rows) == 1 else found["generate_examples"]
+    if "samples" in (value_at(stage(run), "evaluation", "leave_out") or ()):
+        found["sampling_temperature"] = None
     return found | {"best_by": _name(value_at(stage(run), "checkpoint", "best_by"))}
 
 

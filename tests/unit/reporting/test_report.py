@@ -220,3 +220,14 @@ def test_models_are_named_by_us_alone(hostile: str) -> None:
 def test_the_recipe_keeps_its_lines(html: str) -> None:
     assert RECIPE.splitlines()[8].strip() in html.replace("&#39;", "'")
     assert "\n  - name: data\n    signal: logits\n" in html
+
+
+def test_answers_are_told_as_they_were_made(tmp_path: Path) -> None:
+    """How many there are, where rows ran out; and of samples nothing where they were left out."""
+    ten = {"perplexity": 30.0, "rouge_l": 20.0, "num_generated_examples": 10}
+    few = Page(render(write_run(tmp_path / "few", evaluations={"student_after": ten}))).text
+    assert "the first 10 held-out prompts" in " ".join(few.split())
+    assert "sampled ones at temperature" in few
+    recipe = RECIPE.replace("batch_size: 16}", "batch_size: 16, leave_out: [samples]}")
+    assert recipe != RECIPE
+    assert "sampled ones" not in render(write_run(tmp_path / "none", evaluations={}, recipe=recipe))

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from potstill.reporting.report import render, write_report
 from potstill.reporting.stages import rich_stages, stage_lines
-from potstill.reporting.summary import summary
+from potstill.reporting.summary import is_finished, places, summary
 from potstill.run import Run
 from tests.unit.reporting.fake_runs import COST, RECIPE, write_run
 
@@ -61,6 +61,20 @@ def test_the_terminal_and_json_have_the_same_lines(tmp_path: Path) -> None:
     assert (told["run"], told["student_after"]["forward_kl_nats"]) == ("r", 1.704)
     assert run.result.name == "r"
     assert run.stages[0].name == "r/stages/1-warm-up"
+
+
+def test_stages_that_are_not_finished_are_named_and_how_the_run_goes_on(tmp_path: Path) -> None:
+    run = several(tmp_path / "r", begun=2)
+    plan = run.read("stages")
+    for hashes, named in ((["0", None], "not finished: assistant"), (["0", "0"], None)):
+        run.write("stages", [one | {"student_sha256": sha} for one, sha in zip(plan, hashes, strict=True)])
+        out = io.StringIO()
+        Console(file=out, width=80, color_system=None).print(rich_stages(run))
+        assert ("not finished" in out.getvalue()) == bool(named)
+        assert (named or "assistant") in out.getvalue()
+        assert is_finished(run) == (named is None)
+        assert ("go on with `potstill resume" in places(run)[-1]) == bool(named)
+    assert summary(run)["student"] is None
 
 
 def test_a_run_of_one_stage_has_no_lines(tmp_path: Path) -> None:

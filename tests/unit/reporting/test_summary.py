@@ -6,13 +6,17 @@ import json
 import math
 from pathlib import Path
 
-from potstill.reporting.summary import FIGURES, summary
+import pytest
+
+from potstill.reporting.summary import FIGURES, is_finished, places, summary
 from potstill.run import Run
 from tests.unit.reporting.fake_runs import EVALUATIONS, write_run
 
 
 def test_a_whole_run(tmp_path: Path) -> None:
-    found = summary(write_run(tmp_path / "first"))
+    run = write_run(tmp_path / "first")
+    run.student.mkdir(exist_ok=True)
+    found = summary(run)
     assert list(found) == ["run", "method", "report", "student", *EVALUATIONS]
     assert (found["run"], found["method"]) == ("first", "kd")
     assert found["report"] == str(tmp_path / "first" / "report.html")
@@ -40,5 +44,28 @@ def test_a_folder_with_nothing_in_it(tmp_path: Path) -> None:
         "run": tmp_path.name,
         "method": None,
         "report": str(tmp_path / "report.html"),
-        "student": str(tmp_path / "student"),
+        "student": None,
     }
+
+
+def test_a_run_that_is_not_finished_says_how_it_goes_on_and_names_no_student(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    begun = write_run(Path("runs/begun"), evaluations={"teacher": {"perplexity": 3.0}})
+    elsewhere = write_run(Path("else/where"), evaluations={})
+    without_baseline = {"student_after": {"perplexity": 30.0}}  # which the recipe asks for
+    second = write_run(Path("runs/second"), evaluations=without_baseline)
+    for run, name in ((begun, "begun"), (elsewhere, "else/where"), (second, "second")):
+        assert not is_finished(run)
+        student, _, hint = places(run)
+        assert student == "student  not there yet"
+        assert hint == f"not finished: go on with `potstill resume {name}`"
+
+
+def test_a_finished_run_says_where_its_student_is_or_that_it_was_removed(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "first")
+    assert is_finished(run)
+    assert places(run) == ["student  not kept", f"report   {run.report_file}"]
+    run.student.mkdir()
+    assert places(run)[0] == f"student  {run.student}"
