@@ -32,6 +32,8 @@ class CausalDecoder:
     Raises: ModelError for a model that has not as many positions, or layers of another kind.
     """
 
+    continues_prompt = True
+
     def __init__(self, family: Family, slots: int, capacity: int):
         self._config = family.model.config.get_text_config()
         check_decodable(self._config, capacity, 0)

@@ -29,6 +29,8 @@ class Seq2SeqDecoder:
     Raises: ModelError for a decoder that cannot be told which position a token has, or names no start token.
     """
 
+    continues_prompt = False
+
     def __init__(self, family: Family, slots: int, longest_prompt: int, max_new_tokens: int):
         model = family.model
         self._family, self._start = family, start_token_of(model)

@@ -19,7 +19,8 @@ class Decoding:
     """How tokens are chosen. ``temperature`` 0 is greedy.
 
     ``top_k`` 0 and ``top_p`` 1 leave every token in; ``no_repeat_ngram`` n > 0 forbids to write n tokens in a row that
-    stand in the sequence already, prompt included. Order: repeats, temperature, top_k, top_p.
+    stand in the sequence already, whose beginning is the prompt, unless that has an encoder to itself. Order: repeats,
+    temperature, top_k, top_p.
     """
 
     max_new_tokens: int

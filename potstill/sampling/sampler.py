@@ -97,7 +97,7 @@ def sample(
             fresh = [decoder.admit([row.sequence for row in entering]) for decoder in decoders]
             logits = [torch.cat(pair) for pair in zip(logits, fresh, strict=True)] if active else fresh
             active += entering
-        tokens = _choose(policy, logits, active, decoding)
+        tokens = _choose(policy, decoders, logits, active, decoding)
         tokens = _release(active, tokens, decoders, decoding, done)
         if active:
             logits = [decoder.step(tokens) for decoder in decoders]
@@ -109,10 +109,13 @@ def _row(index: int, prompt: Sequence[int], seed: int, limit: int) -> _Row:
     return _Row(index, list(prompt), len(prompt), torch.rand(limit, 2, generator=generator, dtype=torch.float64), limit)
 
 
-def _choose(policy: Policy, logits: Sequence[Tensor], active: Sequence[_Row], decoding: Decoding) -> Tensor:
+def _choose(
+    policy: Policy, decoders: Sequence[Decoder], logits: Sequence[Tensor], active: Sequence[_Row], decoding: Decoding
+) -> Tensor:
     """Choose every row's next token, and note it with its log-probabilities."""
-    if decoding.no_repeat_ngram:
-        logits = [_without_repeats(part, active, decoding.no_repeat_ngram) for part in logits]
+    if size := decoding.no_repeat_ngram:
+        pairs = zip(decoders, logits, strict=True)
+        logits = [_without_repeats(part, _written(active, decoder), size) for decoder, part in pairs]
     log_probs = tuple(warped(part, decoding) for part in logits)
     uniforms = torch.stack([row.uniforms[row.length] for row in active]).to(logits[0].device)
     choice = policy.choose(log_probs, uniforms)
@@ -147,11 +150,16 @@ def _release(
     return tokens[torch.tensor(places, dtype=torch.long, device=tokens.device)]
 
 
-def _without_repeats(logits: Tensor, active: Sequence[_Row], size: int) -> Tensor:
-    """Logits with -inf at each token that would complete ``size`` tokens that stood in a row before."""
+def _written(active: Sequence[_Row], decoder: Decoder) -> list[list[int]]:
+    """What no n-gram of a row may be repeated from, as a model has it."""
+    return [row.sequence if decoder.continues_prompt else row.sequence[row.prompt_length :] for row in active]
+
+
+def _without_repeats(logits: Tensor, sequences: Sequence[list[int]], size: int) -> Tensor:
+    """Logits with -inf at each token that would complete ``size`` tokens that stood in a sequence before."""
     banned = torch.zeros_like(logits, dtype=torch.bool)
-    for place, row in enumerate(active):
-        sequence, tail = row.sequence, row.sequence[len(row.sequence) - size + 1 :]
+    for place, sequence in enumerate(sequences):
+        tail = sequence[max(0, len(sequence) - size + 1) :]
         for at in range(len(sequence) - size + 1):
             if sequence[at : at + size - 1] == tail:
                 banned[place, sequence[at + size - 1]] = True

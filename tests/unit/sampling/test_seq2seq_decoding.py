@@ -66,6 +66,24 @@ def log_probs(family: Family, prompt: Sequence[int], response: Sequence[int]) ->
 
 
 @every_kind
+@pytest.mark.parametrize("size", [2, 3])
+def test_repeats_are_looked_for_in_the_answer_and_not_in_the_source(kind: str, size: int) -> None:
+    """As transformers has it: a summary may use the words of its article."""
+    family = made(kind, 3)
+    stop = family.model.config.eos_token_id
+    found = run(Single(), [family], Decoding(12, frozenset({stop}), temperature=0, no_repeat_ngram=size))
+    free = run(Single(), [family], Decoding(12, frozenset({stop}), temperature=0))
+    assert [response.ids for response in found] != [response.ids for response in free]
+    family.model.generation_config = GenerationConfig(
+        eos_token_id=stop, pad_token_id=0, decoder_start_token_id=family.model.config.decoder_start_token_id
+    )
+    for prompt, response in zip(PROMPTS, found, strict=True):
+        asked = {"max_new_tokens": 12, "do_sample": False, "no_repeat_ngram_size": size, "use_cache": False}
+        expected = family.model.generate(torch.tensor([prompt]), **asked)[0, 1:].tolist()
+        assert list(response.ids) == expected
+
+
+@every_kind
 @every_attention
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_row_depends_on_its_prompt_and_seed_alone(kind: str, attention: str, policy: str) -> None:
