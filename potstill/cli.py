@@ -176,7 +176,7 @@ def _print_run(run: Any, format: Format) -> None:
 
     if not is_main():
         return
-    from potstill.reporting.summary import summary
+    from potstill.reporting.summary import places, summary
 
     if format is Format.json:
         print(json.dumps(summary(run), indent=2))
@@ -192,9 +192,7 @@ def _print_run(run: Any, format: Format) -> None:
     console.print(rich_table(run.result))
     for sentence in verdict(run.result):
         console.print(sentence, markup=False, highlight=False)
-    console.print(
-        f"\nstudent  {run.student}\nreport   {run.report_file}", markup=False, highlight=False, soft_wrap=True
-    )
+    console.print("\n" + "\n".join(places(run)), markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import typer
 
 from potstill.cli_options import Format, FormatOption, Framing, Layout, LayoutOption, RemoteCode
 from potstill.errors import ConfigError, PotstillError
+from potstill.served.stopping import stoppable
 
 if TYPE_CHECKING:
     from potstill.annotation.task import Task
@@ -27,7 +28,7 @@ EPILOG = (
     "--num-beams 3 --repetition-penalty 1.15 --min-new-tokens 20 --out why.jsonl`  reasons where people gave none\n\n"
     "`potstill annotate rows.jsonl --teacher NAME --url http://127.0.0.1:8000/v1 --want response --out said.jsonl`\n\n"
     "`potstill annotate rows.jsonl ... --review review.csv`, edit it, then `potstill annotate rows.jsonl ... --apply "
-    "review.csv`"
+    "review.csv`; what was decided holds from then on"
 )
 
 
@@ -47,6 +48,7 @@ class Choose(StrEnum):
     parse = "parse"
 
 
+@stoppable()
 def annotate(
     rows: Annotated[str, typer.Argument(help='A .jsonl, .csv or .parquet file, or a split as "anli:r1_dev".')],
     teacher: Annotated[str, typer.Option(help="A run, folder, .gguf file or hub id; with --url the server's name.")],
@@ -105,21 +107,22 @@ def annotate(
     """
     from potstill.annotation import Job
     from potstill.annotation import annotate as run
+    from potstill.annotation.beams import Search
     from potstill.annotation.filters import steps_of
     from potstill.annotation.rows import read_items
     from potstill.annotation.summary import summary
     from potstill.annotation.teachers import NEW_TOKENS, Writing
 
     task = _task(want, given_label, labels, choose, template, shots, mark)
-    writing = Writing(
+    search = Search(
         max_new_tokens=NEW_TOKENS[want.value] if max_new_tokens is None else max_new_tokens,
         temperature=temperature,
         top_p=top_p,
         num_beams=num_beams,
         repetition_penalty=repetition_penalty,
         min_new_tokens=min_new_tokens,
-        framing=framing.value,
     )
+    writing = Writing(search, framing.value)
     steps = steps_of(_names(filters), task, None if blacklist is None else _listed(blacklist))
     if url is None:
         asked = _local(teacher, writing, device, batch_size, allow_remote_code, api_key_env, request)
@@ -224,7 +227,15 @@ def _data(rows: str, layout: Layout, settings: list[str]) -> Any:
 
 
 def _names(filters: str | None) -> list[str] | None:
-    return None if filters is None else [] if filters == "none" else _listed(filters)
+    if filters is None:
+        return None
+    names = _listed(filters)
+    if "none" not in names:
+        return names
+    if len(names) > 1:
+        rest = ",".join(name for name in names if name != "none")
+        raise ConfigError(f"--filters is {filters}, and none stands alone", f"use --filters none, or --filters {rest}")
+    return []
 
 
 def _listed(text: str) -> list[str]:

@@ -11,6 +11,7 @@ import typer
 
 from potstill.cli_options import Format, FormatOption
 from potstill.errors import PotstillError
+from potstill.served.stopping import stoppable
 
 app = typer.Typer(no_args_is_help=True, help="Have answers marked side by side, by a model or by hand.")
 
@@ -47,6 +48,7 @@ def export(
     epilog="Examples:\n\n`potstill judge ask pairs.jsonl --url http://127.0.0.1:8000/v1 --model NAME --out a.jsonl`\n\n"
     "`potstill judge ask pairs.jsonl --url https://HOST/v1 --model NAME --api-key-env JUDGE_KEY --out a.jsonl`",
 )
+@stoppable()
 def ask(
     pairs: PairsFile,
     url: Annotated[str, typer.Option(help="Of an OpenAI-compatible server, up to and with /v1.")],

@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from potstill.errors import Problem, closest
+from potstill.errors import Problem, closest, nearest
 from potstill.recipe import Recipe, Section, Stage
 
 KeyPath = tuple[str | int, ...]  # ("stages", 0, "budget", "steps")
@@ -166,13 +166,16 @@ def _mixes(hint: Any) -> bool:
     return bool(plain and sections(hint))
 
 
-def issues(error: ValidationError, root: type[Section], parameters: Sequence[str] = ()) -> Iterator[Issue]:
+def issues(
+    error: ValidationError, root: type[Section], parameters: Sequence[str] = (), stages: Sequence[str] = ()
+) -> Iterator[Issue]:
     """One issue for each key that is wrong.
 
     Args:
         error: of validating ``root``.
         root: the section that was validated.
         parameters: the method's, for suggestions.
+        stages: the names of a recipe's stages, where it has several.
     """
     found = [(detail, locate(root, detail["loc"])) for detail in error.errors(include_url=False)]
     best: dict[KeyPath, ErrorDetails] = {}
@@ -183,14 +186,14 @@ def issues(error: ValidationError, root: type[Section], parameters: Sequence[str
             best[at.path] = detail
     for detail, at in found:
         if best.get(at.path) is detail:
-            yield _issue(detail, at, parameters)
+            yield _issue(detail, at, parameters, stages)
 
 
 def _is_inside(path: KeyPath, outer: KeyPath) -> bool:
     return len(path) > len(outer) and path[: len(outer)] == outer
 
 
-def _issue(detail: ErrorDetails, at: Located, parameters: Sequence[str]) -> Issue:
+def _issue(detail: ErrorDetails, at: Located, parameters: Sequence[str], stages: Sequence[str]) -> Issue:
     match detail["type"]:
         case "missing" if isinstance(at.path[-1], str):
             return Issue(at.path, "is missing", _list_of_keys(at.hint), at="key")
@@ -208,7 +211,9 @@ def _issue(detail: ErrorDetails, at: Located, parameters: Sequence[str]) -> Issu
             return wrong_value((*at.path, str(tag_key(at.hint))), choice, detail["ctx"]["tag"])
     if detail["type"] in ("extra_forbidden", "invalid_key") or detail["loc"][-1] == "[key]":
         inside = [str(key) for key in detail["input"]] if isinstance(detail["input"], Mapping) else []
-        fix = _nearest_key(str(at.path[-1]), at.outer, parameters, inside)
+        word = str(at.path[-1])
+        of_stages = _way_to_stage(word, inside, stages) if at.outer is Recipe else None
+        fix = of_stages or _nearest_key(word, at.outer, parameters, inside)
         return Issue(at.path, "unknown key", fix, at="key")
     return wrong_value(at.path, at.hint, detail["input"])
 
@@ -286,7 +291,7 @@ def shown(value: Any) -> str:
 
 def did_you_mean(word: str, choices: Iterable[str], otherwise: str) -> str:
     """ "Did you mean 'kd'?", or, where nothing is near, all the choices after ``otherwise``."""
-    known = list(choices)
+    known = list(dict.fromkeys(choices))
     near = closest(word, known)
     return f"Did you mean '{near}'?" if near else f"{otherwise}: {', '.join(known)}"
 
@@ -313,6 +318,22 @@ def _nearest_key(word: str, outer: Any, parameters: Sequence[str], inside: Seque
     if inner := [key for key in _keys_inside_stage() if key.rpartition(".")[2] == word]:
         return "Did you mean " + " or ".join(f"'{key}'" for key in inner) + "?"
     return did_you_mean(word, [*hints(Recipe), *hints(Stage), *parameters], "Valid keys")
+
+
+def _way_to_stage(word: str, inside: Sequence[str], stages: Sequence[str]) -> str | None:
+    """Of several stages: how one is named, where a key is a setting of a stage, or no stage's name."""
+    if len(stages) < 2:
+        return None
+    own = [word] if word in hints(Stage) else [key for key in _keys_inside_stage() if key.rpartition(".")[2] == word]
+    if own:
+        return f"It is a stage's: write {' or '.join(f'{stages[0]}.{key}' for key in own)}. {no_stage('', stages)}"
+    near = None if set(inside) & hints(Stage).keys() else closest(word, hints(Recipe))
+    return None if near else no_stage(word, stages)
+
+
+def no_stage(word: str, stages: Sequence[str]) -> str:
+    """The stage that a word was meant to name, and all that there are."""
+    return f"{nearest(word, stages) if word else ''}Stages: {', '.join(stages)}, or 0 to {len(stages) - 1}"
 
 
 def _keys_inside_stage() -> Iterator[str]:

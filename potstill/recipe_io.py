@@ -165,7 +165,7 @@ def _resolved(draft: Draft, layers: list[Layer], methods: Methods) -> Recipe:
     try:
         recipe = Recipe.model_validate(draft.values)
     except ValidationError as error:
-        draft.issues += errors.issues(error, Recipe, draft.parameters)
+        draft.issues += errors.issues(error, Recipe, draft.parameters, tuple(_places(draft.values.get("stages"))))
     if draft.issues:
         raise refusal(draft.label, errors.problems(draft.issues, draft.origins, draft.label))
     return recipe
@@ -198,7 +198,7 @@ def _full_path(draft: Draft, key: str) -> tuple[KeyPath, bool]:
     """
     path = _path(key)
     stages = draft.values.get("stages")
-    places = _places(stages) if isinstance(stages, list) else {}
+    places = _places(stages)
     if path[0] in places and path[0] not in errors.hints(Recipe):
         return ("stages", places[path[0]], *path[1:]), False
     if path[0] == "stages" and len(path) > 1 and path[1] in places:
@@ -208,9 +208,10 @@ def _full_path(draft: Draft, key: str) -> tuple[KeyPath, bool]:
     return (*STAGE, *path) if short else path, short
 
 
-def _places(stages: list[Any]) -> dict[Any, int]:
+def _places(stages: Any) -> dict[Any, int]:
     """Where each stage of several stands, by its name; a name that is given twice is the schema's to refuse."""
-    names = [stage.get("name") for stage in stages if isinstance(stage, dict)] if len(stages) > 1 else []
+    several = isinstance(stages, list) and len(stages) > 1
+    names = [stage.get("name") for stage in stages if isinstance(stage, dict)] if several else []
     return {name: at for at, name in enumerate(names) if isinstance(name, str)}
 
 
@@ -267,7 +268,10 @@ def _with_item(draft: Draft, hint: Any, old: list[Any], path: KeyPath, new: Any,
     index = path[0]
     if not isinstance(index, int) or index >= len(old):
         cause = f"{errors.dotted(at[-1:])} has {len(old)} item{'s' * (len(old) != 1)}, and {index} is none of them"
-        draft.issues.append(Issue((*at, *path), cause, f"Count from 0 to {len(old) - 1}" if old else None, at="key"))
+        fix = f"Count from 0 to {len(old) - 1}" if old else None
+        if at == STAGE[:1] and (names := tuple(_places(old))):
+            fix = errors.no_stage(str(index), names)
+        draft.issues.append(Issue((*at, *path), cause, fix, at="key"))
         return old
     item = _merged(draft, errors.item_hint(hint), old[index], path[1:], new, (*at, index))
     return [*old[:index], item, *old[index + 1 :]]

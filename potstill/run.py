@@ -140,8 +140,11 @@ class Run:
 
 
 def create(name: str | None, method: str, root: Path = RUNS) -> Run:
-    """A new run folder; ``<method>-<n>`` where no name is given. Never one in which anything was trained."""
-    root.mkdir(parents=True, exist_ok=True)
+    """A new run folder; ``<method>-<n>`` where no name is given. Never one in which anything was trained.
+
+    Raises: ConfigError for a name that is taken, and where a file stands in the folder's way.
+    """
+    make_folder(root)
     if name == LATEST:
         raise ConfigError(f"a run cannot be called {LATEST}: that is the link to the newest one", "choose another name")
     for candidate in [name] if name else _numbered(method, root):
@@ -153,10 +156,28 @@ def create(name: str | None, method: str, root: Path = RUNS) -> Run:
             if not name or has_trained(folder) or not folder.is_dir():
                 continue
         return Run(folder)
+    if not (taken := root / str(name)).is_dir():
+        raise ConfigError(f"{taken} is there already, and is no run", "choose another name with run=NAME, or move it")
     raise ConfigError(
         f"runs/{name} exists already, and a run is never overwritten",
         f"continue it with `potstill resume {name}`, or choose another name with run=NAME",
     )
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, where it is not there yet.
+
+    Raises: ConfigError where something else of that name is in the way.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        taken = next(
+            path for path in (*reversed(folder.parents), folder) if os.path.lexists(path) and not path.is_dir()
+        )
+        raise ConfigError(
+            f"{taken} is not a folder, and one of that name is needed here", "move or rename it, or work elsewhere"
+        ) from None
 
 
 def has_trained(folder: Path) -> bool:

@@ -23,7 +23,11 @@ def summary(card: dict[str, Any], out: Path, review: Path | None) -> str:
         share = f"{told['share']:.3f} [{told['low']:.3f}, {told['high']:.3f}]"
         lines["labels that are gold"] = f"{share}, {told['same']} of {told['of']}"
     if told := card["review"]:
-        lines["reviewed"] = f"{told['edited']} edited, {told['brought_back']} brought back, {told['dropped']} dropped"
+        became = f"{told['edited']} edited, {told['brought_back']} brought back, {told['dropped']} dropped"
+        lines["reviewed"] = f"{told['decisions']} decisions: {became}"
+        lines |= {f"brought back from {name}": str(num) for name, num in told["brought_back_from"].items()}
+        if told["kept_as_seen"]:
+            lines["kept as a person saw it"] = f"{told['kept_as_seen']}, which the filters would change"
     lines["seconds"] = f"{card['seconds']:.1f}"
     if counts["annotations"] and not counts["kept"]:
         lines["nothing is kept"] = "the filters left nothing to train on: other --filters need no asking again"

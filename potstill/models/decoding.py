@@ -32,7 +32,7 @@ class CausalDecoder:
     Raises: ModelError for a model that has not as many positions, or layers of another kind.
     """
 
-    continues_prompt = True
+    start: int | None = None
 
     def __init__(self, family: Family, slots: int, capacity: int):
         self._config = family.model.config.get_text_config()

@@ -29,11 +29,12 @@ class Seq2SeqDecoder:
     Raises: ModelError for a decoder that cannot be told which position a token has, or names no start token.
     """
 
-    continues_prompt = False
+    start: int | None
 
     def __init__(self, family: Family, slots: int, longest_prompt: int, max_new_tokens: int):
         model = family.model
-        self._family, self._start = family, start_token_of(model)
+        self._family = family
+        self.start = self._start = start_token_of(model)
         self._encoder, self._decoder = model.get_encoder(), model.get_decoder()
         self._positions, self._relative = _position_table(self._decoder), _relative_attention(self._decoder)
         count = len(stacks_of(model)[DECODER].layers)

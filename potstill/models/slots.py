@@ -15,10 +15,10 @@ EAGER = "eager"  # attention that adds its mask to the scores; all other reads w
 class Decoder(Protocol):
     """One model at work on several sequences. Sequences are known by their place, 0 to the number of them - 1.
 
-    ``continues_prompt``: what it writes stands behind the prompt, in one sequence with it.
+    ``start``: the token that what it writes begins behind; None where that continues the prompt, in one sequence.
     """
 
-    continues_prompt: bool
+    start: int | None
 
     def admit(self, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "new vocab"]:
         """Take in sequences behind those that are there, and return the logits of their first tokens."""

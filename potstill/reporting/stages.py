@@ -89,7 +89,9 @@ def rich_stages(run: Run) -> Table:
     from rich.text import Text
 
     table = Table(title=Text(f"stages of {one_line(run.name)}"), box=None, padding=(0, 1, 0, 0), header_style="")
-    table.title_justify = "left"
+    table.title_justify = table.caption_justify = "left"
+    if unfinished := [plan["name"] for plan in run.read("stages") if plan.get("student_sha256") is None]:
+        table.caption = Text(one_line(f"not finished: {', '.join(unfinished)}"))
     for heading in ("stage", "method", "steps", "time", "by", "before", "after"):
         table.add_column(Text(heading), justify="left" if heading in ("stage", "method", "by") else "right")
     for line in stage_lines(run):

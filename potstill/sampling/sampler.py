@@ -151,8 +151,9 @@ def _release(
 
 
 def _written(active: Sequence[_Row], decoder: Decoder) -> list[list[int]]:
-    """What no n-gram of a row may be repeated from, as a model has it."""
-    return [row.sequence if decoder.continues_prompt else row.sequence[row.prompt_length :] for row in active]
+    """What no n-gram may be repeated of: each row's sequence as this model has it, prompt or start token included."""
+    start = decoder.start
+    return [row.sequence if start is None else [start, *row.sequence[row.prompt_length :]] for row in active]
 
 
 def _without_repeats(logits: Tensor, sequences: Sequence[list[int]], size: int) -> Tensor:

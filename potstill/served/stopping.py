@@ -35,7 +35,7 @@ def stoppable(how_far: Callable[[], str] = lambda: "with nothing lost") -> Itera
         raise Stopped(f"stopped {how_far()}", "the same command goes on", exit_code=code) from None
     finally:
         if listens:
-            signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:

@@ -5,23 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from potstill import recipe_io
-from potstill.errors import ConfigError, Problem
+from potstill.errors import ConfigError, Problem, closest
 from potstill.recipe import Recipe
-from potstill.recipe_errors import KeyPath, Mark, problems
+from potstill.recipe_errors import Issue, KeyPath, Mark, problems
 from potstill.recipe_yaml import COMMAND_LINE, refusal
 from potstill.recipes import METHODS
 from potstill.sweep.grid import Grid, Value
-from potstill.sweep.grid_file import read_grid
+from potstill.sweep.grid_file import NOT_AN_AXIS, read_grid
+from potstill.sweep.metric import mistake
 
 MAX_CELLS = 10_000
 MAX_NAME = 100  # characters of a cell's name before its key
+
+# What is wrong with cells' recipes, by place, key and cause: one line for what several cells have wrong.
+Wrong = dict[tuple[str, str, str], tuple[Mark, Problem]]
 
 
 @dataclass(frozen=True)
@@ -64,15 +68,31 @@ def plan(file: Path) -> Plan:
     Raises: ConfigError with every mistake of the file and of its cells' recipes, by line.
     """
     grid = read_grid(file)
-    wrong: dict[Problem, Mark] = {}
+    wrong: Wrong = {}
     cells = tuple(_cells(grid, wrong)) if grid.has_cells else ()
-    metric = grid.metric or _primary(grid, cells, complete=not wrong and not grid.layer.issues)
-    label = str(file)
-    found = [(_mark_of(problem), problem) for problem in problems(grid.layer.issues, {}, label)]
-    found += [(mark, problem) for problem, mark in wrong.items()]
-    if found:
-        raise refusal(label, tuple(problem for _, problem in sorted(found, key=lambda pair: pair[0])))
+    complete = grid.has_cells and not wrong and not grid.layer.issues
+    metric = grid.metric or _primary(grid, cells, complete=complete)
+    if metric and (told := mistake(metric, [cell.recipe for cell in cells] if complete else [])):
+        grid.wrong(("metric",), *told)
+    if found := _found_wrong(grid, wrong):
+        raise refusal(str(file), tuple(problem for _, problem in sorted(found, key=lambda pair: pair[0])))
     return Plan(grid, cells, metric)
+
+
+def _found_wrong(grid: Grid, wrong: Wrong) -> list[tuple[Mark, Problem]]:
+    """All that is wrong with a grid file and its cells, with where it stands."""
+    marks = {mark for mark, _ in wrong.values()}
+    misspelt = {axis for axis in grid.axes if grid.mark(("axes", axis), at_key=True) in marks}
+    own = [issue for issue in grid.layer.issues if not _follows(grid, issue, misspelt)]
+    return [(_mark_of(problem), problem) for problem in problems(own, {}, str(grid.file))] + list(wrong.values())
+
+
+def _follows(grid: Grid, issue: Issue, misspelt: Collection[str]) -> bool:
+    """Whether an axis is not found because its own name is misspelt, which is told of the axis."""
+    if not issue.cause.endswith(NOT_AN_AXIS):
+        return False
+    named = issue.path[-1] if len(issue.path) > 1 else grid.layer.values[str(issue.path[0])]
+    return closest(str(named), grid.axes) in misspelt
 
 
 def _mark_of(problem: Problem) -> Mark:
@@ -95,7 +115,7 @@ def _word(axis: str, label: str) -> str:
 # --- Making them ------------------------------------------------------------------------------------------------------
 
 
-def _cells(grid: Grid, wrong: dict[Problem, Mark]) -> Iterator[Cell]:
+def _cells(grid: Grid, wrong: Wrong) -> Iterator[Cell]:
     """The cells whose recipes are valid; what is wrong with the others is noted."""
     combinations = list(_combinations(grid))
     if not combinations:
@@ -135,7 +155,7 @@ def _complain_of_twins(grid: Grid, twin: Mapping[str, Value], places: Mapping[st
     grid.wrong(places[axis].path, f"two cells are the same recipe: {said[0]}; {said[1]}", "Remove one of them")
 
 
-def _recipe(grid: Grid, places: Mapping[str, Value], wrong: dict[Problem, Mark]) -> Recipe | None:
+def _recipe(grid: Grid, places: Mapping[str, Value], wrong: Wrong) -> Recipe | None:
     """A cell's recipe; None where it is not valid."""
     overrides = dict(grid.shared)
     for value in places.values():
@@ -147,7 +167,7 @@ def _recipe(grid: Grid, places: Mapping[str, Value], wrong: dict[Problem, Mark])
         told = error.problems or (Problem(str(grid.file), "recipe", error.cause, error.fix),)
         for problem in told:
             mark, placed = _placed(grid, places, overrides, problem)
-            wrong.setdefault(placed, mark)
+            wrong.setdefault((placed.where, placed.key, placed.cause), (mark, placed))
     return None
 
 

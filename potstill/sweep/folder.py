@@ -23,7 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from potstill.errors import ConfigError
-from potstill.run import Run, read_jsonl, remove_folder
+from potstill.run import RUNS, Run, make_folder, read_jsonl, remove_folder
 from potstill.sweep.cells import Cell
 
 SWEEPS = Path("sweeps")
@@ -81,7 +81,7 @@ class Folder:
 
     def run(self, cell: Cell, record: Record | None = None) -> Run:
         """A cell's run folder: the one it was begun in, whatever the cell was called then."""
-        return Run(self.path / "runs" / (record.run if record else cell.name))
+        return Run(self.path / RUNS / (record.run if record else cell.name))
 
     def records(self) -> dict[str, Record]:
         """The newest of each cell, by the cell's key. Raises: DataError for a damaged line."""
@@ -94,7 +94,7 @@ class Folder:
 
     def _checked(self, record: Record) -> Record:
         """A finished cell whose figures somebody has removed is not finished."""
-        there = Run(self.path / "runs" / record.run).result.eval_file(STUDENT).is_file()
+        there = Run(self.path / RUNS / record.run).result.eval_file(STUDENT).is_file()
         return record if record.status is not Status.done or there else Record(record.run, Status.left)
 
     def note(self, cell: Cell, run: Run, status: Status, **told: Any) -> None:
@@ -104,8 +104,11 @@ class Folder:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Hold the folder's lock, so that no second command works on the sweep. Raises: ConfigError where one does."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Hold the folder's lock, so that no second command works on the sweep.
+
+        Raises: ConfigError where one does, or where a file stands in the folder's way.
+        """
+        make_folder(self.path / RUNS)
         try:
             with FileLock(self.path / ".lock", blocking=False):
                 _mend(self.journal_file)

@@ -49,7 +49,7 @@ class Grid:
     @property
     def has_cells(self) -> bool:
         """Whether all that cells are made of could be read."""
-        return not any(not issue.path or issue.path[0] in STRUCTURE for issue in self.layer.issues)
+        return bool(self.axes) and not any(not issue.path or issue.path[0] in STRUCTURE for issue in self.layer.issues)
 
     def mark(self, path: KeyPath, *, at_key: bool = False) -> Mark:
         """Line and column of a path, or of the nearest thing around it that the file has."""

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from potstill.errors import nearest
+from potstill.errors import closest, nearest
 from potstill.recipe_errors import KeyPath, shown
 from potstill.recipe_yaml import read_file
 from potstill.recipes import METHODS
@@ -24,6 +24,7 @@ from potstill.sweep.grid import Grid, Value, label_of
 
 KEYS = ("method", "recipe", "set", "axes", "metric", "replicates", "x", "against", "skip", "jobs")
 REPLICATES = "seed"  # what is averaged over where the file names nothing
+NOT_AN_AXIS = "is not an axis"
 
 
 def read_grid(file: Path) -> Grid:
@@ -103,6 +104,8 @@ def _method(grid: Grid, values: Mapping[str, Any], axes: Mapping[str, tuple[Valu
 
 def _axes(grid: Grid, value: Any) -> Iterator[tuple[str, tuple[Value, ...]]]:
     """The axes that can be read."""
+    if "axes" not in grid.layer.values and _meant_as_axes(grid.layer.values):
+        return
     if value is None or not isinstance(value, dict) or not value:
         grid.wrong(("axes",), "must have one axis or more", "Write a key with its values, such as seed: [1, 2, 3]")
         return
@@ -117,6 +120,11 @@ def _axes(grid: Grid, value: Any) -> Iterator[tuple[str, tuple[Value, ...]]]:
             if place.label in {other.label for other in places[:at]}:
                 grid.wrong(place.path, f"{place.label} stands twice", "Cells of it would be the same: remove one")
         yield name, places
+
+
+def _meant_as_axes(values: Mapping[str, Any]) -> bool:
+    """Whether a key is ``axes`` misspelt, which is told as an unknown key."""
+    return any(isinstance(values[key], dict) and closest(key, KEYS) == "axes" for key in values.keys() - set(KEYS))
 
 
 def _places(grid: Grid, path: KeyPath, values: Any) -> Iterator[Value]:
@@ -163,7 +171,9 @@ def _axis(grid: Grid, key: str, name: Any, axes: Iterable[str]) -> str | None:
     """An axis that the file names."""
     if name is None or name in (known := list(axes)):
         return name
-    grid.wrong((key,), f"{shown(name)} is not an axis", f"{nearest(str(name), known)}Axes: {', '.join(known)}")
+    if not known:  # that there are none is told already
+        return None
+    grid.wrong((key,), f"{shown(name)} {NOT_AN_AXIS}", f"{nearest(str(name), known)}Axes: {', '.join(known)}")
     return None
 
 
@@ -198,11 +208,13 @@ def _chosen(grid: Grid, path: KeyPath, given: Any, axes: Mapping[str, tuple[Valu
     if not isinstance(given, dict) or not given:
         grid.wrong(path, f"must be a mapping of axes to values, not {shown(given)}", "Write {variant: standard}")
         return {}
+    if not all(axes.get(name, True) for name in given) or not axes:  # told already: no axes, or one without values
+        return {}
     found: dict[str, str] = {}
     for name, value in given.items():
         if name not in axes:
             fix = f"{nearest(name, axes)}Axes: {', '.join(axes)}"
-            grid.wrong((*path, name), "is not an axis", fix, at_key=True)
+            grid.wrong((*path, name), NOT_AN_AXIS, fix, at_key=True)
         elif label := _matching(axes[name], value):
             found[name] = label
         else:

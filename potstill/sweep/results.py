@@ -13,6 +13,7 @@ from potstill.reporting.text import markdown_table, one_line
 from potstill.run import write_text
 from potstill.sweep.cells import Plan
 from potstill.sweep.folder import Folder, Status
+from potstill.sweep.metric import OF_TEXT
 from potstill.sweep.statistics import Mean
 from potstill.sweep.table import CellResult, Row, Table
 
@@ -40,6 +41,22 @@ def markdown(table: Table) -> str:
 
 def head(table: Table) -> list[str]:
     """The columns."""
+    return [name for name, _ in _columns(table)]
+
+
+def body(table: Table) -> Iterator[list[str]]:
+    """The rows, as shown."""
+    yield from map(list, zip(*(cells for _, cells in _columns(table)), strict=True))
+
+
+def _columns(table: Table) -> list[tuple[str, tuple[str, ...]]]:
+    """Columns with their cells; those that no row has anything in are left out, but axes and metric."""
+    found = list(zip(_heads(table), zip(*(_cells(table, row) for row in table.rows), strict=True), strict=True))
+    always = len(table.axes) + 1
+    return found[:always] + [(name, cells) for name, cells in found[always:] if set(cells) != {MISSING}]
+
+
+def _heads(table: Table) -> list[str]:
     columns = [*map(one_line, table.axes), one_line(table.metric)]
     intervals = ["95% interval", *([f"of {table.replicates} and examples"] if _has_two_level(table) else [])]
     columns += [*intervals, "n"]
@@ -48,17 +65,15 @@ def head(table: Table) -> list[str]:
     return [*columns, "training", "tokens"]
 
 
-def body(table: Table) -> Iterator[list[str]]:
-    """The rows, as shown."""
-    for row in table.rows:
-        cells = [*map(one_line, row.places.values()), *_shown(table, row.mean, row.two_level), _count(row)]
-        if table.against:
-            found = row.difference
-            shown = _shown(table, found.mean, found.two_level) if found else [MISSING] * (2 + _has_two_level(table))
-            shown[0] = shown[0] if shown[0].startswith("-") else f"+{shown[0]}"
-            ps = [found.mean.p, found.p_holm] if found else [math.nan] * 2
-            cells += [*shown, *(MISSING if math.isnan(p) else f"{p:.3g}" for p in ps)]
-        yield [*cells, duration(row.seconds), scaled(row.tokens)]
+def _cells(table: Table, row: Row) -> list[str]:
+    cells = [*map(one_line, row.places.values()), *_shown(table, row.mean, row.two_level), _count(row)]
+    if table.against:
+        found = row.difference
+        shown = _shown(table, found.mean, found.two_level) if found else [MISSING] * (2 + _has_two_level(table))
+        shown[0] = shown[0] if shown[0].startswith("-") else f"+{shown[0]}"
+        ps = [found.mean.p, found.p_holm] if found else [math.nan] * 2
+        cells += [*shown, *(MISSING if math.isnan(p) else f"{p:.3g}" for p in ps)]
+    return [*cells, duration(row.seconds), scaled(row.tokens)]
 
 
 def _shown(table: Table, mean: Mean, two_level: Sequence[float] | None) -> list[str]:
@@ -91,13 +106,25 @@ def _has_two_level(table: Table) -> bool:
 
 def notes(table: Table) -> list[str]:
     """How intervals and p were made, and what is not there, in plain sentences."""
-    return [one_line(note) for note in (*_how(table), *_missing(table))]
+    return [one_line(note) for note in (*_of_other_text(table), *_how(table), *_missing(table))]
+
+
+def _of_other_text(table: Table) -> Iterator[str]:
+    """A figure of what a student is to write says nothing across cells that are to write something else."""
+    if table.metric.removesuffix("_stderr") in OF_TEXT and len(table.targets) > 1:
+        yield (
+            f"{table.metric} is of the text that a student is to write, and cells have different ones (data.target: "
+            f"{', '.join(table.targets)}): across those it is not comparable; accuracy, of the answers alone, is."
+        )
 
 
 def _how(table: Table) -> Iterator[str]:
     over = table.replicates
     if over is None:
         yield "One cell for each row: nothing is averaged, so there is no interval and no p. Add an axis of seeds."
+        return
+    if not any(row.mean.num > 1 for row in table.rows):
+        yield f"No row has two cells that are done, so there is no interval over {over} and no p."
         return
     yield (
         f"Mean of n cells that differ in {over} alone. 95% interval: Student's t with n - 1 degrees of freedom over "

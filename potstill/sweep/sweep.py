@@ -12,8 +12,8 @@ from pathlib import Path
 from statistics import fmean
 
 from potstill import run as runs
-from potstill.errors import ConfigError, PotstillError, Stopped, nearest
-from potstill.recipe import METRICS_TO_MAXIMISE, METRICS_TO_MINIMISE, METRICS_WITHOUT_TEACHER, Recipe
+from potstill.errors import ConfigError, PotstillError, Stopped
+from potstill.recipe import Recipe
 from potstill.reporting.formats import duration, number, significant
 from potstill.run import Run
 from potstill.sweep import workers
@@ -44,8 +44,8 @@ def sweep(plan: Plan, folder: Folder, options: Options) -> Table:
         plan: the grid and its cells.
         folder: where; it need not be there yet.
     Returns: the table, of all cells that are done; cells that failed are in it as such.
-    Raises: ConfigError where another process works on the sweep, or no cell measures the metric; Stopped after a
-        signal, with everything saved and the results so far written.
+    Raises: ConfigError where another process works on the sweep; Stopped after a signal, with everything saved and
+        the results so far written.
     """
     if "RANK" in os.environ:
         raise ConfigError("a sweep is one process that starts others", "run it without torchrun, with --jobs N")
@@ -54,11 +54,22 @@ def sweep(plan: Plan, folder: Folder, options: Options) -> Table:
         try:
             _run(plan, folder, options)
         except Stopped as stopped:
-            write_results(tabulate(plan, folder), plan, folder)
-            raise Stopped(stopped.cause, "the same command does what is left", exit_code=stopped.exit_code) from None
+            table = tabulate(plan, folder)
+            write_results(table, plan, folder)
+            raise _told(stopped, table) from None
         table = tabulate(plan, folder)
         write_results(table, plan, folder)
     return table
+
+
+def _told(stopped: Stopped, table: Table) -> Stopped:
+    """The same stop, with how far the sweep is and how it goes on."""
+    cells = [cell for row in table.rows for cell in row.cells]
+    done, begun = (sum(cell.status is status for cell in cells) for status in (Status.done, Status.begun))
+    how_far = f"{done} of {len(cells)} cells are done{f', {begun} begun' if begun else ''}"
+    # Its worker processes have saved, whatever this one was doing.
+    cause = stopped.cause.replace("stopped outside training", "stopped")
+    return Stopped(f"{cause}; {how_far}", "the same command goes on with what is left", exit_code=stopped.exit_code)
 
 
 def left(plan: Plan, folder: Folder, *, retry: bool = False) -> list[Cell]:
@@ -91,7 +102,7 @@ def _run(plan: Plan, folder: Folder, options: Options) -> None:
     records = folder.records()
     for cell in plan.cells:
         if status_of(cell, records) is Status.done:
-            _finish(plan, folder.run(cell, records[cell.key]), options)  # it may have been killed before it was
+            prune(folder.run(cell, records[cell.key]), options.keep)  # it may have been killed before it was
     todo = left(plan, folder, retry=options.retry)
     of_run = {folder.run(cell, records.get(cell.key)).path: cell for cell in todo}
     dtypes = _dtypes(todo, [record.dtype for record in records.values()])
@@ -109,7 +120,7 @@ def _run(plan: Plan, folder: Folder, options: Options) -> None:
                 continue
             _note_end(plan, folder, of_run[event.run], event, progress)
             if event.outcome.status is Status.done:
-                _finish(plan, Run(event.run), options)
+                prune(Run(event.run), options.keep)
 
 
 def _note_end(plan: Plan, folder: Folder, cell: Cell, event: Ended, progress: Progress) -> None:
@@ -121,11 +132,6 @@ def _note_end(plan: Plan, folder: Folder, cell: Cell, event: Ended, progress: Pr
     seconds = round(event.seconds, 3)
     folder.note(cell, run, outcome.status, metric=plan.metric, figure=figure, seconds=seconds, error=outcome.error)
     progress.ended(event, cell, figure)
-
-
-def _finish(plan: Plan, run: Run, options: Options) -> None:
-    prune(run, options.keep)
-    _check_metric(plan, run)
 
 
 def _events(
@@ -150,21 +156,6 @@ def _settled(recipe: Recipe, dtypes: Mapping[str, str]) -> Recipe:
     """The recipe without a run name, which is a folder's under runs/, and with its precision settled."""
     dtype = dtypes.get(recipe.device, recipe.dtype) if recipe.dtype == "auto" else recipe.dtype
     return recipe.model_copy(update={"run": None, "dtype": dtype})
-
-
-def _check_metric(plan: Plan, run: Run) -> None:
-    """Refuse a metric that is nobody's, after the first cell rather than after the last. Raises: ConfigError."""
-    file = run.result.eval_file(STUDENT)
-    figures = run.result.read(f"eval/{STUDENT}")
-    of_a_teacher = {*METRICS_TO_MINIMISE, *METRICS_TO_MAXIMISE} - {*METRICS_WITHOUT_TEACHER}  # some cells have one
-    if plan.metric in figures or plan.metric in of_a_teacher:
-        return
-    known = [name for name, value in figures.items() if number(value) is not None and not name.endswith("_stderr")]
-    line, column = plan.grid.mark(("metric",))
-    raise ConfigError(
-        f"{plan.grid.file}:{line}:{column}: metric: {plan.metric} is no figure of {file}",
-        f"{nearest(plan.metric, known)}There are {', '.join(known)}. What is done stays done",
-    )
 
 
 # --- What a person watching sees --------------------------------------------------------------------------------------

@@ -75,6 +75,7 @@ class Table:
     against: Mapping[str, str]
     rows: tuple[Row, ...]
     changed_files: tuple[str, ...] = ()  # data that was not the same when all cells ran
+    targets: tuple[str, ...] = ()  # the forms of text that its students write
 
     @property
     def family(self) -> int:
@@ -98,6 +99,7 @@ def tabulate(plan: Plan, folder: Folder) -> Table:
         against=grid.against,
         rows=tuple(_with_differences(rows, grid.against)),
         changed_files=tuple(_changed_files([cell.run for row in rows for cell in row.cells if cell.value is not None])),
+        targets=tuple(dict.fromkeys(cell.recipe.stage.data.target for cell in plan.cells)),
     )
 
 

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from potstill.run import make_folder
 from potstill.sweep.conduct import Outcome, conduct
 from potstill.sweep.folder import Status
 
@@ -145,7 +146,7 @@ class Worker:
 
     def _start(self) -> subprocess.Popen[str]:
         """A process of a session of its own: Ctrl-C reaches the sweep alone, which then asks its workers to stop."""
-        self.log.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.log.parent)
         threads = str(max(1, (os.cpu_count() or 1) // self._jobs))
         with open(self.log, "a", encoding="utf-8") as log:
             return subprocess.Popen(

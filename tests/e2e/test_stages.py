@@ -128,7 +128,7 @@ def test_every_verb_takes_a_run_of_several_stages(run: Run) -> None:
     page = run.report_file.read_text()
     for stage in run.stages:
         assert f'href="stages/{stage.path.name}/report.html"' in page
-    measured = potstill.evaluate("several", data="rows.jsonl", max_examples=3, generate_examples=0)
+    measured = potstill.evaluate("several", data="rows.jsonl", answers=False, **{"evaluation.max_examples": 3})
     assert measured["num_parameters"] == table["student_after"]["num_parameters"]
     compared = api.compare(["several", "several/stages/1-warm-up"])
     assert {"several", "several/stages/1-warm-up"} <= {entry.name for entry in compared.table.entries}
@@ -174,6 +174,12 @@ def test_a_stage_is_known_by_its_settings_and_those_it_stands_on(tmp_path: Path)
 @pytest.mark.parametrize("key", ["stages.1.budget.steps", "assistant.budget.steps", "stages.assistant.budget.steps"])
 def test_settings_of_a_stage_are_reached_by_its_place_and_by_its_name(tmp_path: Path, key: str) -> None:
     assert [stage.budget.steps for stage in loaded(tmp_path, **{key: 9}).stages] == [STEPS, 9, STEPS]
+
+
+@pytest.mark.parametrize("key", ["asistant.budget.steps", "stages.asistant.budget.steps"])
+def test_a_misspelt_stage_is_told_with_those_there_are(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ConfigError, match=r"Did you mean 'assistant'\? Stages: warm-up, assistant, last, or 0 to 2"):
+        loaded(tmp_path, **{key: 9})
 
 
 def test_the_baseline_is_the_last_stages(tmp_path: Path) -> None:

@@ -160,7 +160,8 @@ def test_sigterm_stops_a_sweep_and_its_worker_with_everything_saved(workspace: P
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 75, errors
-    assert "the same command does what is left" in errors
+    assert "error: stopped, with everything saved; 0 of 1 cells are done, 1 begun" in errors
+    assert "the same command goes on with what is left" in errors
     assert "Traceback" not in errors
     (saved,) = run.checkpoints.glob("step-*")  # before the command ended
     assert run.metrics()[-1]["step"] == int(saved.name.removeprefix("step-"))
@@ -185,6 +186,7 @@ def test_ctrl_c_in_a_cell_of_this_process_and_again(
     with pytest.raises(Stopped, match="stopped after step 5") as caught:
         sweep(planned, folder, Options())
     assert caught.value.exit_code == 130
+    assert caught.value.cause.endswith("; 1 of 2 cells are done, 1 begun")
     assert "seed 2 not finished yet" in (folder.path / "table.md").read_text()
     assert figures(sweep(planned, folder, Options())) == undisturbed[:2]
     assert steps[0] == 2 * STEPS  # none was done twice
@@ -226,12 +228,13 @@ def test_the_command(workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     code, out, _ = call("small.yaml", "--dry-run")
     assert (code, out.count("left"), "2 cells: 2 left" in out) == (0, 3, True)
     assert not Path("sweeps").exists()
-    code, _, err = call("wrong.yaml", "--name", "first")  # a figure that nobody measures: told after the first cell
-    assert (code, err.count(": begins")) == (2, 1)
-    assert "metric: perplexityy is no figure of" in err
+    code, _, err = call("wrong.yaml", "--name", "first")  # a figure that nobody measures: told before anything runs
+    assert (code, err.count(": begins")) == (2, 0)
+    assert "metric: perplexityy is no figure that a run measures" in err
     assert "Did you mean 'perplexity'?" in err
+    assert not Path("sweeps").exists()
     code, out, err = call("small.yaml", "--name", "first", "--format", "json")
-    assert (code, err.count(": begins")) == (0, 1)
+    assert (code, err.count(": begins")) == (0, 2)
     assert [row["n"] for row in json.loads(out)["rows"]] == [2]
     assert (Path("sweeps") / "first" / "grid.yaml").read_text() == Path("small.yaml").read_text()
     code, out, _ = call("small.yaml", "--name", "first", "--dry-run", "--format", "json")

@@ -22,6 +22,21 @@ def test_names_are_numbered_and_never_taken_twice(tmp_path: Path) -> None:
     assert runs.create(None, "kd", tmp_path).name == "kd-8"
 
 
+def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+    file, link = tmp_path / "runs", tmp_path / "link"
+    file.write_text("mine")
+    link.symlink_to("nowhere")
+    for root, taken in ((file, file), (file / "deeper", file), (link, link)):
+        with pytest.raises(ConfigError) as caught:
+            runs.create(None, "kd", root)
+        assert caught.value.cause.startswith(f"{taken} is not a folder")
+        assert "move or rename it" in str(caught.value.fix)
+    (tmp_path / "x").write_text("mine")
+    with pytest.raises(ConfigError, match=r"x is there already, and is no run\n  fix: choose another name"):
+        runs.create("x", "kd", tmp_path)
+    assert file.read_text() == "mine"
+
+
 def test_an_existing_run_is_found_by_name_or_path(tmp_path: Path) -> None:
     run = runs.create("mine", "kd", tmp_path)
     runs.write_text(run.recipe_file, "")

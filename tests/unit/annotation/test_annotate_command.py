@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,9 @@ from typer.testing import CliRunner
 
 from potstill import cli
 from potstill.annotation import local
+from potstill.annotation.annotator import Asked, Written
 from potstill.data.examples import prompt_sha256
-from potstill.errors import ConfigError, DataError, PotstillError
+from potstill.errors import ConfigError, DataError, PotstillError, Stopped
 from potstill.evaluation.metrics.significance import wilson_interval
 from potstill.evaluation.suites.subject import open_subject
 from tests.unit.annotation.asking_tiny import ROWS, SHORT, annotate, lines, told, write
@@ -178,6 +180,74 @@ def test_fields_are_named_as_in_a_recipe(here: Path) -> None:
     assert (card["rows"]["human"], lines()[0]["id"]) == (4, "q.jsonl:1")
 
 
+def test_a_label_of_no_options_is_in_the_teachers_words_and_of_some_may_be_parsed(here: Path) -> None:
+    annotate("--want", "label")
+    assert [line["text"] != "" for line in told()] == [True] * 4
+    write("some.jsonl", [ROWS[0] | {"options": ["yes", "no"]}, ROWS[1]])
+    annotate("--want", "label", "--choose", "parse", rows="some.jsonl", out="some_out.jsonl")
+    assert len(told("some_out.raw.jsonl")) == 2
+
+
+@pytest.mark.parametrize(
+    ("wanted", "named"),
+    [
+        (("--want", "rationale", "data.fields.rationale=why"), ["'why'", "data.fields.rationale=NAME"]),
+        (("--want", "response"), ["'response'", "data.fields.response=NAME"]),
+        (("--want", "rationale_and_label"), ["'rationale' and a field 'response'", "data.fields.response=NAME"]),
+    ],
+)
+def test_it_is_said_that_nothing_wanted_is_there(
+    here: Path, capsys: pytest.CaptureFixture[str], wanted: tuple[str, ...], named: list[str]
+) -> None:
+    write("bare.jsonl", [{"prompt": row["prompt"]} for row in ROWS])
+    command = ["annotate", "bare.jsonl", *wanted, "--teacher", "plain", "--only-missing", "--out", "o.jsonl", *SHORT]
+    done = CliRunner().invoke(cli.app, command)
+    assert done.exit_code == 0
+    first = done.stderr.splitlines()[0]
+    assert first.startswith("annotate: --only-missing: no row has a field ")
+    assert all(name in first for name in ["all 4 are asked", *named])
+    annotate("--want", "response", "--only-missing", out="there.jsonl")  # where all rows have one nothing is said
+    assert "no row" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_says_how_far_it_is_and_what_was_answered_is_kept(
+    here: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
+) -> None:
+    wanted = ("--want", "response", "--temperature", "1", "--filters", "none", "--batch-size", "1", "--samples", "2")
+    annotate(*wanted, out="whole.jsonl")
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    write_as_it_is = local.LocalAnnotator.write
+    batches: list[int] = []
+
+    def write(self: local.LocalAnnotator, some: Sequence[Asked]) -> Iterator[tuple[Asked, Written | str]]:
+        batches.append(len(some))
+        if len(batches) == 3:
+            os.kill(os.getpid(), number)
+        return write_as_it_is(self, some)
+
+    monkeypatch.setattr(local.LocalAnnotator, "write", write)
+    with pytest.raises(Stopped, match=r"stopped with 4 of 8 questions answered, which are kept") as caught:
+        annotate(*wanted)
+    assert (caught.value.exit_code, caught.value.fix) == (code, "the same command goes on")
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+    assert len(told()) == 4
+    assert not Path("out.jsonl").exists()
+    annotate(*wanted)
+    assert batches == [2, 2, 2, 2, 2]
+    assert Path("out.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_before_the_teacher_is_opened_is_told_too(
+    here: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
+) -> None:
+    monkeypatch.setattr("potstill.annotation.rows.load", lambda *_: os.kill(os.getpid(), number))
+    with pytest.raises(Stopped, match="stopped with nothing lost") as caught:
+        annotate(*LABEL, rows="svamp:train")
+    assert caught.value.exit_code == code
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
@@ -218,6 +288,9 @@ def test_going_on_with_other_rows_or_another_model_is_refused(here: Path) -> Non
         (("--want", "response", "--framing", "chat"), "chat template"),
         (("--want", "response", "--data-format", "chat"), "messages are not annotated"),
         (("--want", "response", "--review", "r.txt"), "neither .csv nor .jsonl"),
+        (("--want", "label", "--choose", "parse"), "(?s)no row has options.*--labels yes,no.*leave --choose out"),
+        (("--want", "response", "--choose", "parse"), "--choose parse is for labels"),
+        (("--want", "response", "--filters", "none,repetition"), "(?s)none stands alone.*--filters repetition"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_and_nothing_is_written(

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from potstill.annotation.filters import FILTERS, Sieved, Step, sieved
+from potstill.annotation.filters import CHANGING, FILTERS, Sieved, Step, sieved
 from potstill.annotation.reading import Annotation
 from potstill.annotation.review import decided, read_review, write_review
+from potstill.annotation.summary import summary
 from potstill.errors import ConfigError, DataError
-from tests.unit.annotation.asking_tiny import annotate, lines
+from tests.unit.annotation.asking_tiny import annotate, lines, write
 
 SHORT = Step("too_short", FILTERS["too_short"])
 
@@ -59,7 +60,7 @@ def edited(file: Path, **changes: dict[str, str]) -> Path:
 
 @pytest.fixture(params=["review.csv", "review.jsonl"])
 def review(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    write_review(tmp_path / request.param, FOUND)
+    write_review(tmp_path / request.param, FOUND, {})
     return tmp_path / str(request.param)
 
 
@@ -78,7 +79,7 @@ def test_a_person_sees_what_was_kept_and_what_was_dropped_and_why(review: Path) 
 
 
 def test_no_cell_of_a_csv_is_a_formula(tmp_path: Path) -> None:
-    write_review(tmp_path / "r.csv", FOUND)
+    write_review(tmp_path / "r.csv", FOUND, {})
     assert (rows(tmp_path / "r.csv")[2]["id"], rows(tmp_path / "r.csv")[2]["rationale"][:2]) == ("'=1+1", "'@")
 
 
@@ -140,7 +141,28 @@ def test_a_review_of_other_words_is_refused(review: Path) -> None:
     with pytest.raises(DataError, match="a review of other annotations"):
         read_review(review, other)
     with pytest.raises(DataError, match="a review of other annotations"):
-        read_review(review, [Sieved(FOUND[0].annotation, "blacklist"), *FOUND[1:]])
+        read_review(review, FOUND[1:])
+
+
+def test_a_verdict_is_about_the_words_that_were_shown_behind_whatever_filters(tmp_path: Path) -> None:
+    cut = said("a", "Output: It ate. It sl", finished=False)
+    strip, shorten, drop = (
+        Step(name, FILTERS[name]) for name in ("strip_prefix", "incomplete_last_sentence", "unfinished")
+    )
+    shown_as = {"It ate.": [strip, shorten], "It ate. It sl": [strip], "Output: It ate.": [shorten]}
+    for number, (words, steps) in enumerate(shown_as.items()):
+        file = tmp_path / f"{number}.csv"
+        write_review(file, [sieved(cut, steps)], {})
+        edited(file, r0={"verdict": "keep"})
+        for now in ([], [shorten, strip], [drop]):
+            assert kept(file, [sieved(cut, now)]) == {"a": (words, "teacher")}
+
+
+@pytest.mark.parametrize("name", sorted(set(FILTERS) - set(CHANGING)))
+def test_no_other_filter_changes_words(name: str) -> None:
+    for words in ("Output: no no no no no no no.", "It ate. It ate. yes nli It sl", "no"):
+        one = said("a", words, finished=False, label="no")
+        assert FILTERS[name](one) is one or isinstance(FILTERS[name](one), str)
 
 
 def test_a_missing_column_is_named(review: Path) -> None:
@@ -152,7 +174,7 @@ def test_a_missing_column_is_named(review: Path) -> None:
 @pytest.mark.parametrize(("words", "refused"), [("no", False), ("perhaps", True)])
 def test_an_edited_label_is_one_of_the_options(tmp_path: Path, words: str, refused: bool) -> None:
     found = [sieved(said("a", None, mode="label", label="yes", options=("yes", "no"), asks_label=True), [])]
-    write_review(tmp_path / "r.csv", found)
+    write_review(tmp_path / "r.csv", found, {})
     edited(tmp_path / "r.csv", r0={"edited": words})
     if refused:
         with pytest.raises(DataError, match="none of the options"):
@@ -174,8 +196,90 @@ def test_the_command_writes_takes_over_and_does_not_forget(here: Path) -> None:
     assert (lines()[0]["rationale"], lines()[0]["origin"]) == ("Goats eat hats.", "human-edited")
     told = {name: card["review"][name] for name in ("file", "edited", "brought_back", "dropped")}
     assert told == {"file": "r.csv", "edited": 1, "brought_back": 0, "dropped": 1}
+    annotate(*wanted)
+    assert [(line["id"], line["origin"]) for line in lines()][:2] == [("b", "human-edited"), ("c", "teacher")]
+    Path("out.decided.jsonl").unlink()
     with pytest.raises(ConfigError, match="would lose it"):
         annotate(*wanted)
     assert lines()[0]["origin"] == "human-edited"
-    with pytest.raises(DataError, match="other annotations"):
-        annotate("--want", "rationale", "--filters", "unfinished", "--apply", "r.csv")
+    Path("out.jsonl").unlink()
+    assert annotate(*wanted)["review"] is None
+    assert [line["origin"] for line in lines()] == ["teacher"] * 4
+
+
+RATIONALE = ("--want", "rationale", "--filters", "none")
+
+
+def verdicts(file: str) -> list[str]:
+    return [row["verdict"] + row["edited"] for row in rows(Path(file))]
+
+
+def test_what_was_decided_holds_until_a_later_review_says_otherwise(here: Path) -> None:
+    annotate(*RATIONALE, "--review", "r.csv")
+    edited(Path("r.csv"), r0={"verdict": "drop"}, r1={"edited": "Goats eat hats."})
+    annotate(*RATIONALE, "--apply", "r.csv")
+    card = annotate(*RATIONALE, "--review", "r2.csv")
+    assert verdicts("r2.csv") == ["drop", "Goats eat hats.", "", ""]
+    assert (card["review"]["file"], card["review"]["decisions"], card["counts"]["kept"]) == ("r.csv", 2, 3)
+    edited(Path("r2.csv"), r0={"verdict": ""}, r2={"verdict": "drop"})
+    card = annotate(*RATIONALE, "--apply", "r2.csv", "--review", "r3.csv")
+    assert verdicts("r3.csv") == ["", "Goats eat hats.", "drop", ""]
+    assert [line["id"] for line in lines()] == ["a", "b", "d"]
+    assert (card["review"]["file"], card["review"]["edited"], card["review"]["dropped"]) == ("r2.csv", 1, 1)
+    with pytest.raises(ConfigError, match="for a further review choose another name"):
+        annotate(*RATIONALE, "--apply", "r3.csv", "--review", "r3.csv")
+
+
+def test_a_review_takes_back_what_it_said_and_leaves_what_another_says(here: Path) -> None:
+    annotate(*RATIONALE, "--review", "anne.csv")
+    annotate(*RATIONALE, "--review", "bert.jsonl")
+    edited(Path("anne.csv"), r0={"verdict": "drop"}, r1={"verdict": "drop"})
+    edited(Path("bert.jsonl"), r1={"verdict": "keep"}, r2={"verdict": "drop"})
+    annotate(*RATIONALE, "--apply", "anne.csv")
+    annotate(*RATIONALE, "--apply", "bert.jsonl")
+    assert [line["id"] for line in lines()] == ["b", "d"]
+    edited(Path("anne.csv"), r0={"verdict": ""}, r1={"verdict": ""})
+    annotate(*RATIONALE, "--apply", str(here / "anne.csv"))  # named otherwise, and the same
+    assert [line["id"] for line in lines()] == ["a", "b", "d"]
+
+
+def test_a_person_is_not_overruled_by_later_filters_and_it_is_said(here: Path) -> None:
+    annotate(*RATIONALE, "--review", "r.csv")
+    words = lines()[0]["rationale"]
+    edited(Path("r.csv"), r0={"verdict": "keep"}, r1={"edited": "Goats eat hats."}, r2={"verdict": "drop"})
+    for more in (("--apply", "r.csv"), ()):
+        card = annotate("--want", "rationale", "--filters", "unfinished", *more)
+        told = [(line["id"], line["rationale"], line["origin"]) for line in lines()]
+        assert told == [("a", words, "teacher"), ("b", "Goats eat hats.", "human-edited")]
+        assert card["review"]["brought_back_from"] == {"unfinished": 2}
+        assert "brought back from unfinished  2" in summary(card, Path("out.jsonl"), None)
+
+
+def test_words_that_a_person_kept_stay_as_they_were_seen(here: Path) -> None:
+    annotate(*RATIONALE, "--review", "r.csv")
+    raw = lines("out.raw.jsonl")
+    write("out.raw.jsonl", [raw[0] | {"text": "Output: it ate."}, *raw[1:]])
+    with pytest.raises(DataError, match=r"r.csv:2: this is a review of other annotations"):
+        annotate(*RATIONALE, "--apply", "r.csv")
+    annotate(*RATIONALE, "--review", "r2.csv")
+    edited(Path("r2.csv"), r0={"verdict": "keep"})
+    card = annotate("--want", "rationale", "--filters", "strip_prefix", "--apply", "r2.csv")
+    assert (lines()[0]["rationale"], card["review"]["kept_as_seen"]) == ("Output: it ate.", 1)
+    assert "kept as a person saw it  1, which the filters would change" in summary(card, Path("out.jsonl"), None)
+    annotate("--want", "rationale", "--filters", "strip_prefix", "--review", "r3.csv")
+    assert (rows(Path("r3.csv"))[0]["rationale"], verdicts("r3.csv")[0]) == ("Output: it ate.", "keep")
+    write("out.raw.jsonl", [raw[0] | {"text": "It slept."}, *raw[1:]])
+    with pytest.raises(DataError, match=r"out.decided.jsonl:1: 'a' was decided about when it had other words"):
+        annotate(*RATIONALE)
+
+
+def test_a_damaged_decision_is_named_and_a_review_that_is_not_there_is_said_before_asking(here: Path) -> None:
+    with pytest.raises(DataError, match=r"there is no data file r.csv"):
+        annotate(*RATIONALE, "--apply", "r.csv")
+    assert not Path("out.raw.jsonl").exists()
+    annotate(*RATIONALE, "--review", "r.csv")
+    edited(Path("r.csv"), r0={"verdict": "drop"})
+    annotate(*RATIONALE, "--apply", "r.csv")
+    write("out.decided.jsonl", [lines("out.decided.jsonl")[0] | {"verdict": "perhaps"}])
+    with pytest.raises(DataError, match=r"out.decided.jsonl:1: verdict: "):
+        annotate(*RATIONALE)

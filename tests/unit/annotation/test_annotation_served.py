@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 
 from potstill.annotation.annotator import draw_seed
-from potstill.errors import ConfigError, PotstillError
+from potstill.errors import ConfigError, PotstillError, Stopped
 from tests.unit.annotation.asking_tiny import annotate, lines, told, write
 
 
@@ -135,3 +137,27 @@ def test_a_wrong_model_stops_at_once_and_those_there_are_are_named(server: Serve
     server.reply = lambda asked: (200, "said", "stop")
     ask(server, "--want", "response")  # nothing of the wrong one is in the way
     assert len(lines()) == 4
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_does_not_wait_for_the_answers_and_keeps_those_there_are(
+    server: Server, here: Path, number: signal.Signals, code: int
+) -> None:
+    may_answer = threading.Event()
+
+    def reply(asked: str) -> tuple[int, str, str]:
+        if "dog an owl" in asked:
+            os.kill(os.getpid(), number)
+            may_answer.wait(30)
+        return 200, "said", "stop"
+
+    server.reply = reply
+    with pytest.raises(Stopped, match="stopped with 3 of 4 questions answered") as caught:
+        ask(server, "--want", "response", "--filters", "none", "--concurrency", "1")
+    may_answer.set()
+    assert caught.value.exit_code == code
+    server.bodies.clear()
+    server.reply = lambda asked: (200, "late", "stop")
+    ask(server, "--want", "response", "--filters", "none")
+    assert [line["response"] for line in lines()] == ["said", "said", "said", "late"]
+    assert len(server.bodies) == 1

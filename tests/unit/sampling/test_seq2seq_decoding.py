@@ -66,7 +66,7 @@ def log_probs(family: Family, prompt: Sequence[int], response: Sequence[int]) ->
 
 
 @every_kind
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [1, 2, 3])
 def test_repeats_are_looked_for_in_the_answer_and_not_in_the_source(kind: str, size: int) -> None:
     """As transformers has it: a summary may use the words of its article."""
     family = made(kind, 3)

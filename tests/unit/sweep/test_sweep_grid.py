@@ -54,10 +54,10 @@ def test_a_cell_for_each_combination_with_its_own_recipe(tmp_path: Path) -> None
 
 def test_a_recipe_file_a_metric_and_no_replicates(tmp_path: Path) -> None:
     (tmp_path / "my.yaml").write_text("method: kd\nbudget.steps: 3\nrun: one\n")
-    text = "recipe: my.yaml\nmetric: accuracy\nreplicates: null\njobs: 3\naxes: {seed: [1, 2]}\n"
+    text = "recipe: my.yaml\nmetric: perplexity\nreplicates: null\njobs: 3\naxes: {seed: [1, 2]}\n"
     found = planned(tmp_path, text)
     assert [cell.recipe.stage.budget.steps for cell in found.cells] == [3, 3]
-    assert (found.metric, found.grid.replicates, found.grid.jobs) == ("accuracy", None, 3)
+    assert (found.metric, found.grid.replicates, found.grid.jobs) == ("perplexity", None, 3)
 
 
 def test_methods_may_be_an_axis(tmp_path: Path) -> None:
@@ -115,6 +115,27 @@ MISTAKES: dict[str, tuple[str, list[tuple[int, str, str]]]] = {
     "unknown method": ("method: kdd\n" + SEEDS, [(1, "method", "Did you mean 'kd'?")]),
     "unknown method on an axis": ("axes: {method: [kd, sftt]}\n", [(1, "axes.method.1", "Did you mean 'sft'?")]),
     "recipe not there": ("recipe: gone.yaml\n" + SEEDS, [(1, "recipe", "gone.yaml: file not found")]),
+    "unknown to several methods": (  # each would suggest something else
+        "set: {label_share: 1}\naxes: {method: [kd, sft]}\nmetric: perplexity\n",
+        [(1, "label_share", "unknown key")],
+    ),
+    "misspelt axis": (
+        KD + "axes: {budget.step: [3, 4], seed: [1]}\nx: budget.steps\nagainst: {budget.steps: 3}\n",
+        [(2, "budget.step", "Did you mean 'steps'?")],
+    ),
+    "misspelt axis and another": (
+        KD + "axes: {budget.step: [3, 4], seed: [1]}\nx: sed\n",
+        [(2, "budget.step", "Did you mean 'steps'?"), (3, "x", "Did you mean 'seed'?")],
+    ),
+    "misspelt axes": (
+        KD + "axis: {budget.steps: [3, 4]}\nx: budget.steps\nagainst: {budget.steps: 3}\n",
+        [(2, "axis", "Did you mean 'axes'?")],
+    ),
+    "no axes and what names them": (KD + "axes: []\nx: seed\nagainst: {seed: 1}\n", [(2, "axes", "one axis or more")]),
+    "axis of one value and what names it": (
+        KD + "axes: {budget.steps: 3, seed: [1]}\nagainst: {budget.steps: 3}\n",
+        [(2, "axes.budget.steps", "must be a list of values")],
+    ),
     "no axes": (KD, [(1, "axes", "must have one axis or more")]),
     "empty axis": (KD + "axes: {seed: []}\n", [(2, "axes.seed", "has no values")]),
     "axis of one value": (KD + "axes: {seed: 3}\n", [(2, "axes.seed", "must be a list of values")]),

@@ -23,6 +23,7 @@ from potstill.sweep.table import Row, Table, tabulate
 
 GRID = """
 method: kd
+set: {evaluation.accuracy: exact}
 axes:
   budget.steps: [10, 20]
   divergence: [forward_kl, reverse_kl, jeffreys]
@@ -138,6 +139,57 @@ def test_no_interval_and_no_p_without_replicates(tmp_path: Path) -> None:
         assert math.isnan(row.mean.low)
     assert "nothing is averaged" in results.notes(table)[0]
     assert json.dumps(results.as_json(table, planned), allow_nan=False)
+
+
+def test_columns_that_hold_nothing_are_left_out(tmp_path: Path) -> None:
+    planned, sweep = made(tmp_path)
+    alone = next(cell for cell in planned.cells if cell.places["divergence"] == "forward_kl")
+    assert results.head(tabulate(planned, sweep)) == ["budget.steps", "divergence", "accuracy", "n"]
+    finish(sweep, alone, {"accuracy": 0.5})
+    table = tabulate(planned, sweep)
+    assert results.head(table) == ["budget.steps", "divergence", "accuracy", "n", "training", "tokens"]
+    assert next(results.body(table)) == ["10", "forward_kl", "0.5000", "1 of 3", "10 s", "1 k"]
+    assert "no interval over seed and no p" in results.notes(table)[0]
+    assert "95% interval" not in page.render(table, planned, None)
+    finish_all(planned, sweep)
+    table = tabulate(planned, sweep)
+    assert {"95% interval", "less divergence forward_kl", "p after Holm"} <= set(results.head(table))
+    assert all(len(row) == len(results.head(table)) for row in results.body(table))
+
+
+VARIANTS = """
+method: step_by_step
+axes:
+  variant: [standard, single_task]
+  seed: [1, 2]
+metric: perplexity
+"""
+
+
+def test_figures_of_texts_of_another_form_are_said_not_to_be_comparable(tmp_path: Path) -> None:
+    words = "not comparable"
+    for text, is_said in (
+        (VARIANTS, True),
+        (VARIANTS.replace("perplexity", "rouge_l"), True),
+        (VARIANTS.replace("perplexity", "accuracy"), False),
+        (VARIANTS.replace("single_task", "shuffled_rationales"), False),
+    ):
+        planned, sweep = made(tmp_path, text)
+        told = [note for note in results.notes(tabulate(planned, sweep)) if words in note]
+        assert len(told) == is_said
+        assert all("response, rationale_then_label" in note for note in told)
+
+
+def test_a_file_in_the_folders_way_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "sweeps"
+    file.write_text("")
+    with pytest.raises(ConfigError, match=re.escape(f"{file} is not a folder")) as caught, Folder(file / "g").alone():
+        pass
+    assert "move or rename it" in str(caught.value)
+    (tmp_path / "own" / "g").mkdir(parents=True)
+    (tmp_path / "own" / "g" / "runs").write_text("")
+    with pytest.raises(ConfigError, match="runs is not a folder"), Folder(tmp_path / "own" / "g").alone():
+        pass
 
 
 def rows_of(scores: list[float]) -> list[dict[str, Any]]:
@@ -272,7 +324,7 @@ def test_only_what_is_new_is_left_after_a_change_and_old_results_stay(tmp_path: 
     assert left(planned, sweep) == []
     more, _ = made(tmp_path, GRID.replace("[1, 2, 3]", "[1, 2, 3, 4]"))
     assert {cell.places["seed"] for cell in left(more, sweep)} == {"4"}
-    changed, _ = made(tmp_path, GRID.replace("method: kd", "method: kd\nset: {batch.size: 7}"))
+    changed, _ = made(tmp_path, GRID.replace("set: {", "set: {batch.size: 7, "))
     assert len(left(changed, sweep)) == 18
     assert not tabulate(changed, sweep).rows[0].mean.num
     assert len(list((sweep.path / "runs").iterdir())) == 18
