@@ -188,6 +188,18 @@ def test_the_baseline_is_the_last_stages(tmp_path: Path) -> None:
     assert [one.baseline for one in alone] == ["none", "none", "equal_time_sft"]
 
 
+def test_another_seed_is_another_run_of_every_stage(tmp_path: Path) -> None:
+    one, other = (stages.recipe_hashes(loaded(tmp_path, seed=seed)) for seed in (1, 2))
+    assert not set(one.values()) & set(other.values())
+
+
+def test_a_student_that_goes_on_keeps_its_embeddings_frozen_where_it_is_to(tmp_path: Path) -> None:
+    for frozen in (False, True):
+        recipe = loaded(tmp_path, **{"last.student": {"kind": "previous", "freeze_embeddings": frozen}})
+        student = stages.resolved(recipe, 2, Run(tmp_path / "r")).stage.student
+        assert (student.freeze_embeddings, Path(student.model).parent.name) == (frozen, "2-assistant")
+
+
 WRONG = {
     "the first has no previous one": (("warm-up.student", "previous"), "there is no previous one"),
     "a teacher that comes later": (("assistant.teacher", {"kind": "stage", "stage": "last"}), "is not before it"),

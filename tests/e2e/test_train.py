@@ -79,6 +79,18 @@ def test_a_run_leaves_what_the_run_folder_promises(workspace: Path) -> None:
     assert cost["baseline_teacher_tokens"] == 0
 
 
+@pytest.mark.parametrize("left_out", ["untouched", "samples"])
+def test_what_is_left_out_is_not_measured_and_the_rest_is(workspace: Path, left_out: str) -> None:
+    run = train(run="less", **{"evaluation.leave_out": left_out, "budget.steps": 2})
+    assert ("student_before" in run.evaluations()) == (left_out != "untouched")
+    figures, (row, *_) = run.evaluations()["student_after"], run.rows("student_after")
+    drawn = left_out != "samples"
+    assert ("rouge_l_sampled" in figures, "sampled" in row["predictions"]) == (drawn, drawn)
+    assert bool(run.read("panel/student_after")) == drawn
+    assert {"perplexity", "rouge_l"} <= set(figures)
+    assert "greedy" in row["predictions"]
+
+
 def test_figures_of_the_report_are_those_of_the_exported_student(workspace: Path) -> None:
     """Measured again from the folder, by hand: forward KL over all response tokens of the held-out rows."""
     run = train(run="figures")

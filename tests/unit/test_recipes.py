@@ -625,3 +625,13 @@ def test_step_by_steps_prefixes_are_before_their_own_prompts() -> None:
 def test_what_step_by_step_would_pass_over_is_refused(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load("step_by_step", **settings)
+
+
+def test_anli_minillm_has_the_settings_that_its_runs_recorded() -> None:
+    made = load("anli_minillm")
+    assert [stage.optimizer.learning_rate for stage in made.stages] == [1e-4, 9e-5, 7e-5, 7e-5]
+    shares = [[term.coefficient for term in stage.streams[0].terms] for stage in made.stages[:3]]
+    assert shares == [[0.9, 0.1], [0.9, 0.1], [0.8, 0.2]]
+    assert [(stage.data.path, stage.data.heldout) for stage in made.stages] == [
+        (f"anli:r{number}_train", f"anli:r{number}_dev") for number in (1, 2, 3, 3)
+    ]

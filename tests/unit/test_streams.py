@@ -115,6 +115,21 @@ def test_plain_text_is_the_streams_own_and_not_the_rows_of_the_data(tmp_path: Pa
     assert [len(flat(part)) for part in (rollout.source.next(SHARE, 0.0), text.source.next(SHARE, 0.0))] == [4, 4]
 
 
+def test_another_order_of_the_rows_is_no_other_seeds_first_one(tmp_path: Path) -> None:
+    """Or a control of one seed would see what the method of the next one sees."""
+    made = recipes.step_by_step(variant="standard_twice")
+    first = parts(tmp_path, made)
+    count = len(first.data.train)
+
+    def epoch(of: streams.Parts, name: str) -> list[str]:
+        found = {stream.spec.name: stream.source for stream in streams.build_streams(of)}
+        return [one for batch in found[name].next(Share(count, count), 0.0) for one in batch.example_ids]
+
+    orders = [epoch(first, "label"), epoch(first, "label_again"), epoch(replace(first, seed=SEED + 1), "label")]
+    assert len(set(map(tuple, orders))) == 3
+    assert len({tuple(sorted(order)) for order in orders}) == 1
+
+
 # --- Replay -----------------------------------------------------------------------------------------------------------
 
 

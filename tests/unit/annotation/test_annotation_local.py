@@ -89,6 +89,12 @@ def test_nats_are_of_the_text_behind_its_question(subject: Subject) -> None:
     assert (annotator.nats([spaced], ["a hat"]) == pytest.approx([theirs])) == continues
 
 
+@pytest.mark.parametrize("settings", [{"num_beams": 2}, {"repetition_penalty": 1.1}, {"min_new_tokens": 3}])
+def test_what_the_sampler_does_not_know_is_searched(settings: dict[str, Any]) -> None:
+    assert not Search(12, temperature=0.7, top_p=0.9, **settings).is_plain
+    assert Search(12, temperature=0.7, top_p=0.9).is_plain
+
+
 @pytest.mark.parametrize(
     "settings", [{"num_beams": 0}, {"repetition_penalty": 0.0}, {"min_new_tokens": 13}, {"min_new_tokens": -1}]
 )

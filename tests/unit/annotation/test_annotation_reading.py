@@ -158,3 +158,14 @@ def test_what_people_have_said_is_kept_with_its_origin() -> None:
 def test_settings_that_do_not_go_together_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Task(**settings)
+
+
+def test_a_worked_example_shows_its_own_options_and_else_the_rows() -> None:
+    shots = (Shot("", "Which animal?", label="fox", options=("fox", "owl")), Shot("", "Is it wet?", label="yes"))
+    template = Template("{prompt} One of: {options}.")
+    turns = turns_of("Is it dry?", template, shots, want="label", label="", options=("yes", "no"), mark="So")
+    assert [content for role, content in turns if role == "user"] == [
+        "Which animal? One of: fox, owl.",
+        "Is it wet? One of: yes, no.",
+        "Is it dry? One of: yes, no.",
+    ]

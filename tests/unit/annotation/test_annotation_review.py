@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from potstill.annotation.decisions import reviewed
 from potstill.annotation.filters import CHANGING, FILTERS, Sieved, Step, sieved
 from potstill.annotation.reading import Annotation
 from potstill.annotation.review import decided, read_review, write_review
@@ -165,6 +167,14 @@ def test_no_other_filter_changes_words(name: str) -> None:
         assert FILTERS[name](one) is one or isinstance(FILTERS[name](one), str)
 
 
+@pytest.mark.parametrize("change", [{"label": "no"}, {"gold": "no"}, {"prompt": "another"}])
+def test_a_review_of_the_same_words_about_something_else_is_refused(tmp_path: Path, change: dict[str, str]) -> None:
+    own = said("a", label="yes", asks_label=True)
+    write_review(tmp_path / "r.csv", [sieved(own, [SHORT])], {})
+    with pytest.raises(DataError, match="a review of other annotations"):
+        read_review(tmp_path / "r.csv", [sieved(replace(own, **change), [SHORT])])  # type: ignore[arg-type]
+
+
 def test_a_missing_column_is_named(review: Path) -> None:
     save(review, [{name: value for name, value in row.items() if name != "edited"} for row in rows(review)])
     with pytest.raises(DataError, match="missing field 'edited'"):
@@ -183,6 +193,23 @@ def test_an_edited_label_is_one_of_the_options(tmp_path: Path, words: str, refus
         after = decided(found[0], read_review(tmp_path / "r.csv", found))
         assert after is not None
         assert (after.label, after.rationale, after.origin) == ("no", None, "human-edited")
+
+
+def test_words_that_could_explain_no_label_are_refused(tmp_path: Path) -> None:
+    """Edited, it would be trained on as a rationale of nothing."""
+    found = [sieved(said("a", unread="it does not say 'So the answer is'", asks_label=True), [])]
+    write_review(tmp_path / "r.csv", found, {})
+    edited(tmp_path / "r.csv", r0={"edited": "It is so, since it rains."})
+    with pytest.raises(DataError, match="it has no label that edited words could explain"):
+        read_review(tmp_path / "r.csv", found)
+
+
+def test_what_a_filter_left_out_is_not_counted_as_a_persons_decision(review: Path) -> None:
+    edited(review, r0={"verdict": "drop"}, r3={"edited": "written by hand"})
+    verdicts = read_review(review, FOUND)
+    after = [kept for one in FOUND if (kept := decided(one, verdicts)) is not None]
+    told = reviewed(verdicts, FOUND, after)
+    assert [told[name] for name in ("edited", "brought_back", "dropped")] == [1, 1, 1]
 
 
 def test_the_command_writes_takes_over_and_does_not_forget(here: Path) -> None:

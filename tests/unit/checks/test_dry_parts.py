@@ -13,6 +13,7 @@ from transformers import GPT2Config, LlamaConfig
 from potstill import recipe as schema
 from potstill import recipe_io
 from potstill.checks.dry import data as dry_data
+from potstill.checks.dry import world
 from potstill.checks.dry.models import Blueprint, blueprint, layers_of_stacks, small_config
 from potstill.checks.dry.naming import of_stage
 from potstill.checks.dry.shrinking import shrunken
@@ -171,6 +172,29 @@ def test_a_small_model_has_two_layers_and_the_real_width_or_a_part_of_it() -> No
     assert sum(p.numel() for p in built(narrow).parameters()) < sum(p.numel() for p in built(config).parameters()) / 3
     causal = small_config(built(tiny.llama(layers=5).config, device="meta"), 2)
     assert (causal.num_hidden_layers, causal.hidden_size) == (2, 8)
+
+
+def test_widths_are_divided_by_no_more_than_it_takes_to_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a model that never fits is tried at the least width there is."""
+    key = ("any", None)
+    full = built(tiny.llama(layers=5, hidden=64).config, device="meta")
+    recipe = recipe_io.load("sft", {"student": "any"}, methods=METHODS)
+    prints, places = {key: Blueprint("any", full, None, None)}, {key: Path("small")}
+    small = shrunken(recipe, places, list(pairs(recipe, {key: full})), lambda own: own.data, lambda _, source: source)
+    peaks = {}
+    for narrower in world.NARROWER:
+        models = {("small", None): built(small_config(full, narrower), device="meta")}
+        peaks[narrower] = max(world._peak(memory(pair, small.dtype)) for pair in pairs(small, models))
+    assert list(peaks.values()) == sorted(peaks.values(), reverse=True)
+    for most, expected in ((peaks[1], 1), (peaks[1] - 1, 2), (peaks[4], 4), (0, 16)):
+        monkeypatch.setattr(world, "MOST_BYTES", most)
+        configs, narrower = world._fitting(small, prints, places)
+        assert (narrower, configs[key].hidden_size) == (expected, 64 // expected)
+
+
+def test_a_student_is_written_and_read_beside_itself_without_its_optimizer() -> None:
+    assert world._peak({"student": 10, "gradients": 1, "optimizer": 4}) == 21
+    assert world._peak({"student": 10, "gradients": 10, "optimizer": 20, "teacher": 5}) == 45
 
 
 def test_a_folder_is_taken_before_the_table_and_an_unknown_name_is_refused(tmp_path: Path) -> None:

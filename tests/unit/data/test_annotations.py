@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,16 @@ def test_lines_are_joined_by_id_whatever_their_order_and_the_first_sample_is_tak
         (None, None),
     ]
     assert [(row.id, row.prompt, row.response) for row in found] == [(r.id, r.prompt, r.response) for r in ROWS]
+
+
+def test_what_a_teacher_said_takes_the_place_of_a_rows_own_and_what_it_did_not_say_leaves_that(tmp_path: Path) -> None:
+    rows = [replace(row, rationale="It was there.", llm_label="maybe") for row in ROWS[:3]]
+    file = written(tmp_path / "said.jsonl", line(ROWS[0], rationale="It is 0."), line(ROWS[1], llm_label="no"))
+    assert [(row.rationale, row.llm_label) for row in annotated(rows, PLACE, file)] == [
+        ("It is 0.", "maybe"),
+        ("It was there.", "no"),
+        ("It was there.", "maybe"),
+    ]
 
 
 def test_annotations_of_shifted_rows_are_refused(tmp_path: Path) -> None:
@@ -117,3 +128,14 @@ def test_palms_labels_and_rationales_reach_the_rows(data_dir: Path, name: str, n
             {"cqa:test": 0.772, "anli:r1_dev": 0.668, "anli:r1_test": 0.656}[name],
             abs=0.015,  # options are compared as the data set spells them
         )
+
+
+def test_a_file_is_of_train_rows_though_palm_spoke_of_the_held_out_ones(data_dir: Path, tmp_path: Path) -> None:
+    from potstill.data.gathering import gather
+
+    config = Data(path="svamp:train", heldout="svamp:test")
+    first, *_ = gather(config, tiny.tokenizer()).sources["train"].rows.examples
+    file = written(tmp_path / "said.jsonl", line(first, rationale="Because."))
+    found = gather(config.model_copy(update={"annotations": file}), tiny.tokenizer()).sources
+    assert found["train"].rows.examples[0].rationale == "Because."
+    assert not any(row.rationale for row in found["heldout"].rows.examples)

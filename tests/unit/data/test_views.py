@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from potstill.data.examples import Example
-from potstill.data.prepare import prepare
+from potstill.data.prepare import prepare, prepare_all
 from potstill.data.splits import subsample
 from potstill.data.views import View, answer_of, rationale_of, seen
 from potstill.errors import DataError
 from potstill.recipe import Data, DatasetSource
+from potstill.streams import views_of
 from tests import tiny
 
 WHOLE = Example("Is a hen a bird?", "yes", "a", rationale="It has feathers.", llm_label="no")
@@ -146,6 +148,12 @@ def test_another_seed_draws_other_rows_and_their_order_in_the_file_changes_nothi
     assert set(subsample(MANY, 0.25, 0)) == set(subsample(MANY[::-1], 0.25, 0))
 
 
+def test_rows_of_one_prompt_are_drawn_by_their_responses() -> None:
+    rows = tuple(Example("one prompt", f"response {at}", str(at)) for at in range(40))
+    assert set(subsample(rows, 0.25, 0)) != set(subsample(rows, 0.25, 1))
+    assert set(subsample(rows, 0.25, 0)) == set(subsample(rows[::-1], 0.25, 0))
+
+
 # --- through prepare --------------------------------------------------------------------------------------------------
 
 
@@ -180,6 +188,53 @@ def test_streams_see_the_same_rows_under_their_own_views_and_all_are_counted(tmp
     assert counts["views"]["why"]["without_target"] == len(found.train) - len(found.views["why"])
 
 
+def test_a_stream_with_words_of_its_own_answers_what_the_data_asks(tmp_path: Path) -> None:
+    own, same = DatasetSource(prefix={"text": "why: "}), DatasetSource()
+    stage: Any = SimpleNamespace(
+        streams=[SimpleNamespace(name="own", source=own), SimpleNamespace(name="same", source=same)]
+    )
+    assert views_of(stage) == {"own": own}
+    fields = {"response": "answer", "rationale": "why"}
+    config = Data(path=str(rows_file(tmp_path)), fields=fields, target="label_then_rationale")
+    found = prepare(config, tiny.tokenizer(), streams=views_of(stage))
+    assert [row.response for row in found.views["own"]] == [row.response for row in found.train]
+    assert all(row.prompt.startswith("why: ") for row in found.views["own"])
+
+
+def test_each_row_is_counted_once_where_some_lack_a_rationale_and_some_are_not_drawn(tmp_path: Path) -> None:
+    fields = {"response": "answer", "rationale": "why"}
+    config = Data(path=str(rows_file(tmp_path)), fields=fields, target="label_then_rationale", subsample=0.5)
+    counts = prepare(config, tiny.tokenizer()).counts
+    apart = [counts["not_in_subsample"], counts["without_target"]]
+    assert all(apart)
+    assert sum(apart) + sum(split["rows"] for split in counts["splits"].values()) == 40
+
+
+def test_rationales_are_shuffled_by_the_runs_seed(tmp_path: Path) -> None:
+    config = Data(path=str(rows_file(tmp_path)), fields={"response": "answer", "rationale": "why"})
+    asks = {"why": DatasetSource(view="rationale", shuffled=True)}
+    first, again, other = (
+        [row.response for row in prepare(config, tiny.tokenizer(), streams=asks, seed=seed).views["why"]]
+        for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first != other
+    assert sorted(first) == sorted(other)
+
+
+def test_a_share_is_of_the_train_rows_alone_and_of_those_that_its_seed_draws(tmp_path: Path) -> None:
+    file = str(rows_file(tmp_path))
+    whole, half, other = (
+        prepare(Data(path=file, fields={"response": "answer"}, **settings), tiny.tokenizer())
+        for settings in ({}, {"subsample": 0.5}, {"subsample": 0.5, "subsample_seed": 1})
+    )
+    drawn = [{row.example_id for row in found.train} for found in (whole, half, other)]
+    assert len(drawn[1]) == len(drawn[2]) == len(drawn[0]) // 2
+    assert drawn[1] != drawn[2]
+    assert drawn[1] | drawn[2] <= drawn[0]
+    assert (half.validation, half.heldout) == (other.validation, other.heldout) == (whole.validation, whole.heldout)
+
+
 def test_labels_of_a_teacher_are_for_train_rows_alone(tmp_path: Path) -> None:
     rows = [{"prompt": f"Is {at} even?", "response": "gold", "llm_label": "silver"} for at in range(40)]
     file = tmp_path / "labels.jsonl"
@@ -189,6 +244,14 @@ def test_labels_of_a_teacher_are_for_train_rows_alone(tmp_path: Path) -> None:
     assert {row.response for row in (*found.validation, *found.heldout)} == {"gold"}
     gold = prepare(Data(path=str(file)), tiny.tokenizer())
     assert [row.example_id for row in gold.heldout] == [row.example_id for row in found.heldout]
+
+
+def test_what_is_measured_outside_a_run_answers_with_the_gold_label(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Is {at} even?", "response": "gold", "llm_label": "silver"} for at in range(4)]
+    file = tmp_path / "labels.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    found = prepare_all(Data(path=str(file), labels="llm"), tiny.tokenizer())
+    assert [row.response for row in found] == ["gold"] * 4
 
 
 def test_a_folder_of_rows_has_no_other_view(tmp_path: Path) -> None:

@@ -117,6 +117,17 @@ def test_frames_agree_on_an_item_where_one_option_is_the_likeliest_in_all() -> N
     assert whole["low"] < 1  # a share: two items that agree do not show that all do
 
 
+def test_whether_frames_agree_is_told_by_the_likelihood_and_not_by_that_for_each_token() -> None:
+    """The fox has one token and the goat four: for each token the first frame would choose the goat."""
+    subject, settings = two_answers()
+    for prompt, fox, goat in (("predict: Who ate it?", 0.6, 0.4), ("Who ate it? Answer:", 0.9, 0.1)):
+        subject.nats_of_prompt[prompt] = [(-math.log(fox), 1), (-math.log(goat), 4), (9.0, 1)]
+    (row,) = Classification().ask(subject, [ITEM], settings)  # type: ignore[arg-type]
+    chosen = [told["chosen"] for told in row["predictions"]["by_frame"]]
+    assert [(told["likelihood"], told["normalised"]) for told in chosen] == [("fox", "goat"), ("fox", "fox")]
+    assert row["scores"]["frame_agreement"] == 1
+
+
 def test_a_row_of_one_frame_is_what_it_was() -> None:
     subject, settings = two_answers()
     (row,) = Classification().ask(subject, [ITEM], replace(settings, variants=()))  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from potstill.errors import ModelError, Stopped
-from potstill.models.families import Causal, check_projection, left_aligned
+from potstill.models.families import Causal, check_projection, evaluating, left_aligned
 from potstill.models.loading import load
 from tests import tiny
 
@@ -68,6 +69,19 @@ def test_soft_capped_logits_are_the_models_own() -> None:
     assert family.head(model.base_model(ids).last_hidden_state).abs().max() < 3
 
 
+def test_logits_that_a_model_scales_are_the_models_own() -> None:
+    """Granite divides by its number, Cohere multiplies with it."""
+    from transformers import CohereConfig, CohereForCausalLM, GraniteConfig, GraniteForCausalLM
+
+    sizes: dict[str, Any] = {
+        "vocab_size": tiny.VOCAB, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.5,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    check_projection(Causal(GraniteForCausalLM(GraniteConfig(**sizes, logits_scaling=4.0)).eval()), "granite")
+    check_projection(Causal(CohereForCausalLM(CohereConfig(**sizes, logit_scale=0.25)).eval()), "cohere")
+
+
 def test_a_model_with_unknown_logits_is_refused() -> None:
     model = tiny.llama()
     own_forward = model.forward
@@ -80,6 +94,25 @@ def test_a_model_with_unknown_logits_is_refused() -> None:
     model.forward = scaled  # type: ignore[method-assign]
     with pytest.raises(ModelError, match=r"odd: its logits differ.*\n.*families.py"):
         check_projection(Causal(model), "odd")
+
+
+def test_a_model_whose_logits_are_no_numbers_is_refused() -> None:
+    """Nothing is larger than nan, and nothing smaller."""
+    model = tiny.llama()
+    torch.nn.init.constant_(model.base_model.norm.weight, math.nan)
+    with pytest.raises(ModelError, match="odd: its logits differ by nan"):
+        check_projection(Causal(model), "odd")
+
+
+def test_what_was_kept_from_training_is_so_after_a_look() -> None:
+    model = tiny.gpt2(dropout=0.1).train()
+    model.transformer.drop.eval()
+    family = Causal(model)
+    model.transformer.drop.eval()  # the adapter sets all modules alike when it is made
+    with evaluating(family):
+        assert not any(module.training for module in family.modules())
+    assert not model.transformer.drop.training
+    assert all(module.training for module in family.modules() if module is not model.transformer.drop)
 
 
 def test_a_stop_while_a_model_is_loaded_is_a_stop_and_no_broken_model(

@@ -110,6 +110,16 @@ def test_a_model_that_names_no_start_token_is_refused() -> None:
         family(tiny.batch(LENGTHS))
 
 
+def test_the_start_token_is_the_one_that_labels_are_shifted_with() -> None:
+    """Where a folder's settings for writing name another, the model's config counts, as in transformers' own shift."""
+    family = made("t5")
+    family.model.generation_config.decoder_start_token_id = 7
+    batch = tiny.batch([(4, 5)])
+    own = family.model(input_ids=batch.prompt_ids, labels=batch.response_ids).logits
+    torch.testing.assert_close(family.head(family(batch)), own, rtol=0, atol=1e-9)
+    assert family.generation_inputs(batch)["decoder_start_token_id"] == 0
+
+
 def test_the_family_follows_the_config() -> None:
     assert isinstance(family_of(tiny.llama()), Causal)
     assert isinstance(family_of(tiny.t5()), Seq2Seq)

@@ -103,6 +103,15 @@ def test_a_head_that_is_not_tied_is_not_overwritten_by_the_embedding() -> None:
     assert student.encoder.embed_tokens.weight is student.shared.weight
 
 
+def test_a_student_writes_with_its_teachers_settings_and_may_change_them() -> None:
+    teacher = MAKERS["bart"]()
+    teacher.generation_config.no_repeat_ngram_size = 3
+    student = pruning.cut_layers(teacher, [1], [2])
+    assert student.generation_config.no_repeat_ngram_size == 3
+    student.generation_config.no_repeat_ngram_size = 4
+    assert teacher.generation_config.no_repeat_ngram_size == 3
+
+
 def test_a_student_does_not_share_memory_with_its_teacher() -> None:
     teacher = MAKERS["t5"]()
     before = logits(teacher)
@@ -127,6 +136,14 @@ def test_block_influence_finds_the_layers_that_do_nothing_in_one_pass() -> None:
     assert influence[ENCODER][[0, 2]].min() > 1e-3
     kept = pruning.choose_layers(model, 3, "block_influence", batches, keep_encoder=2)
     assert (kept[DECODER].layers, kept[ENCODER].layers) == ((0, 1, 3), (0, 2))
+
+
+@pytest.mark.parametrize("keep", [4, [0, 1, 2, 3], 3])
+def test_the_encoders_layers_are_chosen_by_influence_though_the_decoder_has_none_to_choose(keep: Any) -> None:
+    model = MAKERS["t5"]().double()
+    silence(model, {ENCODER: [0]})
+    kept = pruning.choose_layers(model, keep, "block_influence", [tiny.batch([(5, 5)])], keep_encoder=2)
+    assert kept[ENCODER].layers == (1, 2)
 
 
 @every_kind
@@ -212,3 +229,5 @@ def test_the_memory_estimate_is_what_the_cut_model_has(kind: str, tmp_path: Path
     cut = pruning.cut_layers(teacher, [1, 2], [0])
     assert found["teacher"] == 4 * sum(p.numel() for p in teacher.parameters())
     assert found["student"] == 4 * sum(p.numel() for p in cut.parameters())
+    in_bfloat16 = memory_of(made.model_copy(update={"dtype": "bfloat16"}), allow_remote_code=False)
+    assert in_bfloat16 == found | {"teacher": found["teacher"] // 2}

@@ -138,6 +138,12 @@ def test_a_model_that_decodes_as_it_reads_is_let_through(kind: str, dtype: torch
     check_decoding(made(kind, 3, attention, dtype))
 
 
+def test_a_model_in_training_is_tried_without_its_dropout_and_goes_on_with_it() -> None:
+    family = family_of(tiny.t5(3, dropout=0.5).double().train())
+    check_decoding(family)
+    assert family.model.training
+
+
 def test_without_its_relative_bias_a_t5_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A single token is the first one to it, so its own bias tells no distances."""
     monkeypatch.setattr(seq2seq_decoding, "_relative_attention", lambda _: None)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from potstill.errors import ConfigError, Problem
-from potstill.sweep.cells import Plan, plan
+from potstill.sweep.cells import Plan, key_of, plan
 from potstill.sweep.grid_file import KEYS
 
 AXES = """
@@ -84,6 +84,15 @@ def test_a_cells_key_is_its_content(tmp_path: Path) -> None:
     assert [cell.key for cell in named.cells] == [cell.key for cell in one.cells]
     changed = planned(tmp_path, "method: kd\nset: {budget.steps: 8}\naxes: {seed: [1, 2]}\n")
     assert not {cell.key for cell in one.cells} & {cell.key for cell in changed.cells}
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 9}, {"dtype": "bfloat16"}, {"device": "cuda"}, {"baseline": "equal_time_sft"}, {"method": "x"}]
+)
+def test_every_setting_but_the_runs_name_is_in_a_cells_key(tmp_path: Path, change: dict[str, object]) -> None:
+    cell = planned(tmp_path, "method: kd\nset: {baseline: none}\naxes: {seed: [1]}\n").cells[0]
+    assert key_of(cell.recipe.model_copy(update=change)) != cell.key
+    assert key_of(cell.recipe.model_copy(update={"run": "another"})) == cell.key
 
 
 def test_names_are_folders_whatever_values_are(tmp_path: Path) -> None:

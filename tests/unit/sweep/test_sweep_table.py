@@ -18,7 +18,7 @@ from potstill.sweep.cells import Cell, Plan, plan
 from potstill.sweep.folder import Folder, Keep, Status, prune, status_of
 from potstill.sweep.listing import listing
 from potstill.sweep.statistics import t_mean
-from potstill.sweep.sweep import left
+from potstill.sweep.sweep import _dtypes, _settled, left
 from potstill.sweep.table import Row, Table, tabulate
 
 GRID = """
@@ -129,6 +129,22 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     assert "| 10 | forward_kl | 0.5250 |" in text
 
 
+def test_a_cell_of_several_stages_is_counted_and_pruned_as_a_whole(tmp_path: Path) -> None:
+    planned, sweep = made(tmp_path)
+    cell = planned.cells[0]
+    run = sweep.run(cell)
+    run.write("stages", [{"folder": "stages/1-first"}, {"folder": "stages/2-last"}])
+    for stage in run.stages:
+        stage.write("cost", {"training_s": 8.0, "teacher_text_s": 2.0, "tokens": 1000})
+        (stage.checkpoints / "step-000003").mkdir(parents=True)
+    run.stages[-1].write("eval/student_after", {"accuracy": 0.5})
+    sweep.note(cell, run, Status.done, seconds=25.0)
+    row = tabulate(planned, sweep).rows[0]
+    assert (row.mean.mean, row.seconds, row.tokens) == (0.5, 20.0, 2000)
+    prune(run, Keep.student)
+    assert not any(stage.checkpoints.exists() for stage in run.stages)
+
+
 def test_no_interval_and_no_p_without_replicates(tmp_path: Path) -> None:
     planned, sweep = made(tmp_path, GRID.replace("seed: [1, 2, 3]", "seed: [1]") + "replicates: null\n")
     finish_all(planned, sweep)
@@ -212,6 +228,15 @@ def test_with_rows_there_is_an_interval_over_seeds_and_examples(tmp_path: Path) 
     assert row.difference.two_level.low < 0.2 < row.difference.two_level.high
     assert "two-level bootstrap" in "\n".join(results.notes(table))
     assert "of seed and examples" in results.markdown(table)
+
+
+def test_one_seed_has_no_interval_over_seeds_and_examples_either(tmp_path: Path) -> None:
+    planned, sweep = made(tmp_path, GRID.replace("seed: [1, 2, 3]", "seed: [1]"))
+    for cell in planned.cells:
+        finish(sweep, cell, {"accuracy": 0.5}, rows_of([1.0, 0.0]))
+    for row in tabulate(planned, sweep).rows:
+        assert row.two_level is None
+        assert row.difference is None or row.difference.two_level is None
 
 
 def test_rows_that_do_not_give_the_figure_are_not_used(tmp_path: Path) -> None:
@@ -343,6 +368,17 @@ def test_half_done_cells_come_first_and_failed_ones_only_when_asked_for(tmp_path
     told = listing(planned, sweep)
     assert told.counts() == {"left": 16, "begun": 1, "done": 0, "failed": 1}
     assert told.text().endswith("18 cells: 16 left, 1 begun, 1 failed; metric: accuracy")
+
+
+def test_the_precision_that_was_measured_once_is_that_of_all_cells(tmp_path: Path) -> None:
+    """Also when the sweep goes on in another process, in which the other would be the faster one."""
+    planned, sweep = made(tmp_path)
+    first, second = planned.cells[:2]
+    sweep.note(first, sweep.run(first), Status.begun, dtype="bfloat16")
+    finish(sweep, first, {"accuracy": 0.5})
+    dtypes = _dtypes([second], [record.dtype for record in sweep.records().values()])
+    assert second.recipe.dtype == "auto"
+    assert _settled(second.recipe, dtypes).dtype == "bfloat16"
 
 
 def test_a_finished_cell_whose_figures_are_gone_is_run_again(tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from potstill.training.trainer import State, choose
+from potstill.training.trainer import State, _validate, choose
 
 
 def chosen(name: str, *validations: tuple[float, float]) -> int | None:
@@ -40,3 +42,25 @@ def test_a_new_best_brings_its_own_error() -> None:
 
 def test_an_error_that_is_not_known_is_no_allowance() -> None:
     assert chosen("rouge_l", (20.0, math.nan), (19.0, math.nan)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "best"), [("perplexity", (1.0, 2.0, 2.1), 1), ("accuracy", (0.9, 0.5, 0.45), 2)]
+)
+def test_noise_is_allowed_for_in_answers_alone_and_the_untouched_student_is_not_kept(
+    name: str, values: tuple[float, ...], best: int
+) -> None:
+    """Perplexity and divergences have standard errors too, over rows that are the same each time."""
+    state, found = State(world_size=1, settings={}), iter(values)
+    job: Any = SimpleNamespace(
+        runtime=SimpleNamespace(is_main=True, share=lambda told: told),
+        validate=lambda: {name: next(found), f"{name}_stderr": 0.2},
+        stage=SimpleNamespace(checkpoint=SimpleNamespace(best_by=name)),
+        streams=(),
+        label="kd",
+    )
+    quiet: Any = SimpleNamespace(write=lambda _: None, note=lambda _: None)
+    for step in range(3):
+        state.step = step
+        _validate(job, state, quiet, quiet)
+    assert state.best_step == best
