@@ -72,7 +72,11 @@ def test_the_loss_is_the_labels_and_the_reasons_by_their_shares(run: Run) -> Non
             label, reason = line["train/data/label_nats"], line["train/data/reason_nats"]
             assert line["train/loss"] == pytest.approx(share * label + (1 - share) * reason)
             assert line["select/data/label_share"] + line["select/data/reason_share"] == pytest.approx(1)
-    assert all(math.isfinite(line["train/loss"]) for line in run.stages[-1].metrics() if "train/loss" in line)
+        assert [line["step"] for line in steps] == list(range(1, len(steps) + 1))
+        assert steps
+    losses = [line["train/loss"] for line in run.stages[-1].metrics() if "train/loss" in line]
+    assert losses
+    assert all(map(math.isfinite, losses))
 
 
 def test_accuracy_is_of_the_answers_that_were_kept(run: Run) -> None:

@@ -155,10 +155,17 @@ def test_a_causal_teacher_of_a_tokenizer_with_an_end_is_told_that_text_goes_acro
 @pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("method", ["kd", "skd"])
 def test_models_of_two_kinds_with_one_tokenizer_that_frames_nothing_share_logits(method: str) -> None:
-    """Each reads a prompt in its own way, also where both write."""
+    """Each reads a prompt in its own way, also where both write: in the run as it does alone."""
+    rows = [{"prompt": f"Who ate {n} hats?", "response": "The goat."} for n in range(3)]
+    Path("other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     for teacher, student in (("plain_llama", "plain_t5"), ("plain_t5", "plain_llama")):
-        run = train(method, teacher, **{"student.model": student})
-        assert all(line["train/loss"] > 0 for line in run.metrics() if "train/loss" in line)
+        run = train(method, teacher, **{"student.model": student, "data.heldout": "other.jsonl"})
+        losses = [line["train/loss"] for line in run.metrics() if "train/loss" in line]
+        assert len(losses) == 2
+        assert all(loss > 0 for loss in losses)
+        for name, model in (("teacher", teacher), ("student_before", f"{run.name}:untouched")):
+            alone = package.evaluate(model, data="other.jsonl", answers=False, **{"evaluation.max_examples": 2})
+            assert run.evaluations()[name]["perplexity"] == pytest.approx(alone["perplexity"], rel=1e-4)
 
 
 @pytest.mark.usefixtures("place")

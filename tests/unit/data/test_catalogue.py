@@ -22,6 +22,7 @@ from potstill.data.examples import Unusable
 from potstill.data.formats import example_of
 from potstill.data.reader import Row, read_rows
 from potstill.errors import DataError
+from potstill.evaluation.metrics import arithmetic
 from potstill.recipe import Data
 
 BIRD = {"instruction": "Name a bird.", "input": "", "output": "A heron."}
@@ -555,7 +556,6 @@ def test_svamps_cut_is_of_svamp(real: Path) -> None:
 
 
 def test_one_published_answer_of_svamp_is_not_its_equations(real: Path) -> None:
-    arithmetic = pytest.importorskip("potstill.evaluation.metrics.arithmetic")
     values = {i.id: [arithmetic.evaluate(text).value for text in i.references] for i in load("svamp", "all").items}
     differing = [id for id, pair in values.items() if not arithmetic.same_value(*pair)]
     assert differing == ["chal-680"]

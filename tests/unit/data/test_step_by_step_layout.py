@@ -14,6 +14,7 @@ from potstill.data.catalogue.step_by_step import Joined, joined
 from potstill.data.examples import Unusable
 from potstill.data.reader import Row
 from potstill.errors import DataError
+from potstill.evaluation.metrics import arithmetic
 
 NEXT = "\n\nQ: Another?\nAnswer Choices:\n(a) x\nA: Odd. So the answer is (a) x."
 OPTIONS = ["clerk", "Old fish", "moon.", "fish", "fish"]
@@ -296,7 +297,6 @@ def test_palms_labels_agree_with_gold_as_published(
     ("split", "num_rows", "num_failures", "num_right"), [("train", 800, 35, 595), ("test", 200, 7, 155)]
 )
 def test_palms_equations(data_dir: Path, split: str, num_rows: int, num_failures: int, num_right: int) -> None:
-    arithmetic = pytest.importorskip("potstill.evaluation.metrics.arithmetic")
     evaluate, same_value = arithmetic.evaluate, arithmetic.same_value
     found = joined(
         data_dir / "dss_raw", "svamp", split, equal=lambda a, b: same_value(evaluate(a).value, evaluate(b).value)
