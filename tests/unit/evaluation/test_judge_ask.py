@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from potstill.errors import ConfigError, DataError, PotstillError
+from potstill.cli_judge import app
+from potstill.errors import ConfigError, DataError, PotstillError, Stopped
 from potstill.evaluation.judge.asking import Asked, ask
-from potstill.evaluation.judge.pairs import pair_of
+from potstill.evaluation.judge.pairs import pair_of, write_pairs
 from potstill.served.asking import GIVE_UP
 from potstill.served.endpoint import Endpoint, endpoint_at
 
@@ -287,6 +291,29 @@ def test_nobody_there_is_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"(?s)nothing answers at http://127\.0\.0\.1:9/v1 .*start the server"):
         ask(PAIRS, endpoint_at("http://127.0.0.1:9/v1"), "x", tmp_path / "a.jsonl", backoff=10)
     assert time.monotonic() - begun < 2
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_stops_the_command_and_the_same_goes_on(
+    server: Server, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    def reply(before: int, question: str) -> Turn:
+        if question == "3" and before == 0:
+            os.kill(os.getpid(), number)
+            time.sleep(0.5)
+        return said()
+
+    server.reply = reply
+    pairs, out = tmp_path / "pairs.jsonl", tmp_path / "a.jsonl"
+    write_pairs(PAIRS, pairs)
+    words = ["ask", pairs, "--url", server.url, "--model", "judge-1", "--out", out, "--concurrency", "1"]
+    stopped = CliRunner().invoke(app, [*map(str, words)])
+    assert isinstance(stopped.exception, Stopped)
+    assert stopped.exception.exit_code == code
+    assert ids(out) == ALL[:3]
+    assert CliRunner().invoke(app, [*map(str, words)]).exit_code == 0
+    assert ids(out) == ALL
+    assert [server.asked.count(question) for question in "01234567"] == [1, 1, 1, 2, 1, 1, 1, 1]
 
 
 def test_two_commands_do_not_write_one_file(server: Server, tmp_path: Path) -> None:
