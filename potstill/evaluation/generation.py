@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 from potstill.data.examples import Tokenised
 from potstill.evaluation.labels import label_scores
@@ -36,6 +36,14 @@ def check_lengths(config: Any, rows: Iterable[Tokenised], answered: Iterable[Tok
         check_positions(text, len(row.prompt_ids), settings.max_new_tokens, of)
 
 
+class Answered(NamedTuple):
+    """Responses, new tokens per second of wall-clock time, and the share of responses that were cut."""
+
+    texts: list[str]
+    tokens_per_s: float
+    cut_share: float
+
+
 def answer(
     family: Family,
     tokenizer: Any,
@@ -44,15 +52,15 @@ def answer(
     *,
     temperature: float,
     seed: int,
-) -> tuple[list[str], float]:
-    """One response to each example's prompt, and new tokens per second of wall-clock time.
+) -> Answered:
+    """One response to each example's prompt.
 
     Args:
         temperature: 0 is greedy, or the best of a beam search where the settings have beams.
         seed: of the draws.
     """
     texts: list[str] = []
-    num_tokens = 0
+    num_tokens = num_cut = 0
     begun = time.perf_counter()
     with evaluating(family):
         for index, batch in enumerate(batches(examples, settings.batch_size, tokenizer.eos_token_id)):
@@ -68,8 +76,9 @@ def answer(
                 top_p=settings.sampling_top_p,
             )
             num_tokens += sum(len(row) for row in ids)
+            num_cut += sum(len(row) == settings.max_new_tokens for row in ids)  # the end would have been among them
             texts += [tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
-    return texts, num_tokens / (time.perf_counter() - begun)
+    return Answered(texts, num_tokens / (time.perf_counter() - begun), num_cut / max(1, len(texts)))
 
 
 def judge_answers(
@@ -80,21 +89,22 @@ def judge_answers(
     seed: int,
     target: Target = "response",
 ) -> tuple[dict[str, float], list[dict[str, str]], list[dict[str, float]]]:
-    """Figures of greedy and of sampled answers: Rouge-L, accuracy where it is asked for, speed.
+    """Figures of greedy and of sampled answers: Rouge-L, accuracy where it is asked for, speed, and ``cut_share``, how
+    many of the greedy ones had no end within ``max_new_tokens``.
 
     Args:
         target: the form of the answers, which says what in them is a label and what a rationale.
     Returns: the figures; the answers themselves; the scores of each.
     """
-    greedy, tokens_per_s = answer(family, tokenizer, examples, settings, temperature=0, seed=seed)
+    greedy, tokens_per_s, cut_share = answer(family, tokenizer, examples, settings, temperature=0, seed=seed)
     answers = {"greedy": greedy}
     scores = _greedy_scores(greedy, examples, settings, target)
     if "samples" not in settings.leave_out:
         drawn = answer(family, tokenizer, examples, settings, temperature=settings.sampling_temperature, seed=seed)
-        answers["sampled"] = drawn[0]
-        scores["rouge_l_sampled"] = rouge_l_scores(drawn[0], [[example.response] for example in examples])
+        answers["sampled"] = drawn.texts
+        scores["rouge_l_sampled"] = rouge_l_scores(drawn.texts, [[example.response] for example in examples])
     figures = {name: _mean(values) for name, values in scores.items()} | _interval(scores.get("accuracy"))
-    figures |= {"tokens_per_s": tokens_per_s, "num_generated_examples": len(examples)}
+    figures |= {"tokens_per_s": tokens_per_s, "cut_share": cut_share, "num_generated_examples": len(examples)}
     of_each = [dict(zip(answers, texts, strict=True)) for texts in zip(*answers.values(), strict=True)]
     return figures, of_each, [_there(scores, values) for values in zip(*scores.values(), strict=True)]
 
@@ -104,7 +114,7 @@ def greedy_figures(
 ) -> dict[str, float]:
     """``rouge_l`` of greedy answers, ``accuracy`` where it is asked for, and the standard error of each over examples,
     ``rouge_l_stderr``, nan below two."""
-    texts, _ = answer(family, tokenizer, examples, settings, temperature=0, seed=0)
+    texts = answer(family, tokenizer, examples, settings, temperature=0, seed=0).texts
     scores = _greedy_scores(texts, examples, settings, target)
     figures = {name: _mean(values) for name, values in scores.items()}
     return figures | {f"{name}_stderr": _error(values) for name, values in scores.items()}

@@ -67,7 +67,9 @@ def _accuracy(before: Figures, after: Figures) -> str:
         return ""
     span = f" (95% interval {percent(low)} to {percent(high)})" if low is not None and high is not None else ""
     first = f", and before training {percent(was)}" if was is not None else ""
-    return f"Of its answers {percent(now)} are right{span}{first}."
+    share = number(after.get("cut_share"))
+    cut = f"; {percent(share)} had no end within evaluation.max_new_tokens, and were cut" if share else ""
+    return f"Of its answers {percent(now)} are right{span}{first}{cut}."
 
 
 def _agreement(before: Figures, after: Figures) -> str:

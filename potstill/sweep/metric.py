@@ -21,6 +21,7 @@ ALWAYS = (
     "num_parameters",
     "size_on_disk_bytes",
     "tokens_per_s",
+    "cut_share",
 )
 OF_MODELS = ("mass_outside",)  # only where a head has rows that are left out, which the models alone can tell
 OF_ACCURACY = ("accuracy", "accuracy_low", "accuracy_high")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from potstill import recipe
@@ -83,7 +84,7 @@ def test_no_trials_have_no_interval() -> None:
 
 def judged(monkeypatch: pytest.MonkeyPatch, texts: list[str], **settings: Any) -> tuple[dict[str, Any], Any]:
     """The figures of a model that answers with these texts."""
-    monkeypatch.setattr(generation, "answer", lambda *_, **__: (texts, 1.0))
+    monkeypatch.setattr(generation, "answer", lambda *_, **__: generation.Answered(texts, 1.0, 0.0))
     rows = [Tokenised(f"row:{at}", (1,), (2,), "prompt", text, truncated=False) for at, text in enumerate(ROWS)]
     figures, _, scores = generation.judge_answers(None, None, rows, Evaluation(**settings), 1, FORM)  # type: ignore[arg-type]
     validation = generation.greedy_figures(None, None, rows, Evaluation(**settings), FORM)  # type: ignore[arg-type]
@@ -121,7 +122,7 @@ def written(family: Causal, temperature: float, **settings: Any) -> list[str]:
         for at, text in enumerate(prompts)
     ]
     chosen = Evaluation(max_new_tokens=12, **settings)
-    return generation.answer(family, tokenizer, rows, chosen, temperature=temperature, seed=1)[0]
+    return generation.answer(family, tokenizer, rows, chosen, temperature=temperature, seed=1).texts
 
 
 def test_a_beam_search_finds_likelier_answers_than_the_greedy_one(family: Causal) -> None:
@@ -134,6 +135,18 @@ def test_a_repetition_penalty_is_of_greedy_and_of_sampled_answers(family: Causal
     for temperature in (0, 1.0):
         some = {"sampling_top_p": 0.3}  # of 300 tokens few would come twice
         assert written(family, temperature, repetition_penalty=5.0, **some) != written(family, temperature, **some)
+
+
+def test_answers_that_have_no_end_within_the_limit_are_counted_as_cut(
+    family: Causal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer of just as many tokens as there may be had no room for its end."""
+    lengths = [11, 12, 12]
+    monkeypatch.setattr(generation, "generate", lambda *_, **__: [torch.ones(n, dtype=torch.long) for n in lengths])
+    rows = [Tokenised(f"row:{at}", (1,), (0,), "", "", truncated=False) for at in range(3)]
+    settings = Evaluation(max_new_tokens=12, leave_out="samples")
+    told, _, _ = generation.judge_answers(family, tiny.tokenizer(), rows, settings, seed=1)
+    assert told["cut_share"] == pytest.approx(2 / 3)
 
 
 def test_a_small_top_p_is_the_greedy_answer(family: Causal) -> None:

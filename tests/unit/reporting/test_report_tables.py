@@ -70,5 +70,9 @@ def test_the_share_of_right_answers_is_told_with_its_interval(tmp_path: Path) ->
     assert "Of its answers 62.50% are right (95% interval 30.00% to 86.25%), and before training 50.00%." in verdict(
         run
     )
+    cut = write_run(tmp_path / "cut", evaluations={"student_after": after | {"cut_share": 0.2}})
+    assert any(
+        "86.25%); 20.00% had no end within evaluation.max_new_tokens, and were cut." in one for one in verdict(cut)
+    )
     (run.path / "eval" / "student_before.json").unlink()
     assert any(sentence.endswith("86.25%).") for sentence in verdict(run))
