@@ -183,6 +183,7 @@ def _print_run(run: Any, format: Format) -> None:
         return
     from rich.console import Console
 
+    from potstill.reporting.routes import beside
     from potstill.reporting.stages import rich_stages
     from potstill.reporting.tables import rich_table, verdict
 
@@ -190,7 +191,7 @@ def _print_run(run: Any, format: Format) -> None:
     if run.stages:
         console.print(rich_stages(run))
     console.print(rich_table(run.result))
-    for sentence in verdict(run.result):
+    for sentence in (*verdict(run.result), *beside(run)):
         console.print(sentence, markup=False, highlight=False)
     console.print("\n" + "\n".join(places(run)), markup=False, highlight=False, soft_wrap=True)
 

@@ -76,9 +76,9 @@ def parameters(method: Callable[..., Any]) -> str:
 
 
 def _plainly(default: Any) -> str:
-    """A default as it is written on the command line; a section by its name, or by what its shorthand stands for."""
+    """A default as on the command line; a section by its name, what its shorthand stands for, or its keys."""
     if hasattr(default, "name"):
         return str(default.name)
     if shorthand := getattr(default, "shorthand", None):
         default = getattr(default, shorthand)
-    return "null" if default is None else json.dumps(default)
+    return json.dumps(default, default=lambda section: section.model_dump(mode="json", exclude_unset=True))

@@ -24,6 +24,7 @@ from potstill.recipe import Recipe, Section, Stage
 KeyPath = tuple[str | int, ...]  # ("stages", 0, "budget", "steps")
 Mark = tuple[int, int]  # line and column, from 1
 STAGE: KeyPath = ("stages", 0)
+ALL = "all"  # of the stages: all.budget.steps
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,13 @@ class Span:
 
 @dataclass(frozen=True)
 class Origin:
-    """Who set a key: a file or "command line", where in it, and whether under a short key (without its stage)."""
+    """Who set a key: a file or "command line", where in it, and how its stage was written: not at all where ``short``,
+    as ``all`` where ``every``."""
 
     source: str
     span: Span | None
     short: bool
+    every: bool = False
 
 
 @dataclass(frozen=True)
@@ -353,13 +356,14 @@ def problems(found: Iterable[Issue], origins: Mapping[KeyPath, Origin], label: s
         origins: who set which key.
         label: where an issue stands that nobody wrote, such as "recipe kd".
     """
-    placed = [_placed(issue, origins, label) for issue in found]
+    placed = dict.fromkeys(_placed(issue, origins, label) for issue in found)  # of all stages it is told once
     return tuple(problem for _, problem in sorted(placed, key=lambda pair: pair[0]))
 
 
 def _placed(issue: Issue, origins: Mapping[KeyPath, Origin], label: str) -> tuple[Mark, Problem]:
     path, origin = _blamed(issue, origins)
-    key = dotted(path[len(STAGE) :] if origin and origin.short else path)
+    key = dotted(path[len(STAGE) :] if origin and (origin.short or origin.every) else path)
+    key = f"{ALL}.{key}" if origin and origin.every else key
     if origin is None or origin.span is None:
         return (0, 0), Problem(origin.source if origin else label, key, issue.cause, issue.fix)
     mark = getattr(origin.span, issue.at)

@@ -177,35 +177,54 @@ def _resolved(draft: Draft, layers: list[Layer], methods: Methods) -> Recipe:
 def _apply(draft: Draft, layer: Layer, methods: Methods) -> None:
     """Set a layer's keys, the outer ones first, so that their order on the command line does not matter."""
     draft.narrowed.clear()
-    paths = {key: _full_path(draft, key) for key in layer.values}
-    for key in sorted(paths, key=lambda key: _rank(paths[key][0])):
-        path, short = paths[key]
-        _claim(draft, layer, (key,), path, layer.values[key], short=short)
-        if issue := _misplaced(draft, path, layer.values[key], methods):
+    targets = [target for key in layer.values for target in _targets(draft, key)]
+    for target in sorted(targets, key=lambda target: (not target.every, _rank(target.path))):
+        value = layer.values[target.key]
+        _claim(draft, layer, (target.key,), target.path, value, short=target.short, every=target.every)
+        if issue := _misplaced(draft, target.path, value, methods):
             draft.issues.append(issue)
         else:
-            draft.values = _merged(draft, Recipe, draft.values, path, layer.values[key], ())
+            draft.values = _merged(draft, Recipe, draft.values, target.path, value, ())
 
 
 def _path(key: str) -> KeyPath:
     return tuple(int(part) if part.isdecimal() else part for part in key.split("."))
 
 
-def _full_path(draft: Draft, key: str) -> tuple[KeyPath, bool]:
-    """The path of a key, and whether it was written without its stage.
+@dataclass(frozen=True)
+class Target:
+    """Where a key of a layer leads. ``short``: it was written without its stage. ``every``: it is of all stages."""
+
+    key: str
+    path: KeyPath
+    short: bool = False
+    every: bool = False
+
+
+def _targets(draft: Draft, key: str) -> list[Target]:
+    """Where a key leads: to one place, or with ``all`` to one in every stage.
 
     A stage's name stands for its place: ``r2.budget.steps``, or ``stages.r2.budget.steps``.
     """
     path = _path(key)
     stages = draft.values.get("stages")
     places = _places(stages)
+    if path[0] == errors.ALL and len(path) > 1 and isinstance(stages, list):
+        having = [at for at, stage in enumerate(stages) if not (path[1] == "budget" and _follows(stage))]
+        return [Target(key, ("stages", at, *path[1:]), every=True) for at in having]
     if path[0] in places and path[0] not in errors.hints(Recipe):
-        return ("stages", places[path[0]], *path[1:]), False
+        return [Target(key, ("stages", places[path[0]], *path[1:]))]
     if path[0] == "stages" and len(path) > 1 and path[1] in places:
-        return ("stages", places[path[1]], *path[2:]), False
+        return [Target(key, ("stages", places[path[1]], *path[2:]))]
     only_stage = isinstance(stages, list) and len(stages) == 1
     short = only_stage and path[0] in errors.hints(Stage) and path[0] not in errors.hints(Recipe)
-    return (*STAGE, *path) if short else path, short
+    return [Target(key, (*STAGE, *path) if short else path, short=short)]
+
+
+def _follows(stage: Any) -> bool:
+    """Whether a stage's budget is that of other stages, and so no budget of all stages is its."""
+    budget = stage.get("budget") if isinstance(stage, dict) else None
+    return isinstance(budget, dict) and budget.get("compute_of") is not None
 
 
 def _places(stages: Any) -> dict[Any, int]:
@@ -235,15 +254,17 @@ def _misplaced(draft: Draft, path: KeyPath, value: Any, methods: Methods) -> Iss
     return None
 
 
-def _claim(draft: Draft, layer: Layer, written: KeyPath, path: KeyPath, value: Any, *, short: bool) -> None:
+def _claim(
+    draft: Draft, layer: Layer, written: KeyPath, path: KeyPath, value: Any, *, short: bool, every: bool = False
+) -> None:
     """Note that ``layer`` set ``path`` and all that the value holds; ``written`` is where the layer has it."""
     if not isinstance(value, dict):  # what was there is replaced
         for old in [old for old in draft.origins if old[: len(path)] == path]:
             del draft.origins[old]
-    draft.origins[path] = Origin(layer.source, layer.spans.get(written), short)
+    draft.origins[path] = Origin(layer.source, layer.spans.get(written), short, every)
     parts = enumerate(value) if isinstance(value, list) else value.items() if isinstance(value, dict) else ()
     for part, inner in parts:
-        _claim(draft, layer, (*written, part), (*path, part), inner, short=short)
+        _claim(draft, layer, (*written, part), (*path, part), inner, short=short, every=every)
 
 
 def _merged(draft: Draft, hint: Any, old: Any, path: KeyPath, new: Any, at: KeyPath) -> Any:

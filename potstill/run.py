@@ -12,7 +12,7 @@ runs/<name>/
   teacher_text/    what the teacher wrote to the training prompts, where a stream asks for it
   baseline/        the equal-time student: the same again inside
   stages/          of a recipe with several: 1-<name>/ 2-<name>/, each a run folder; then there stand beside it only
-                   recipe.yaml, stages.json, report.html and student -> the last stage's
+                   recipe.yaml, stages.json, report.html and student -> that of the stage that makes the result
   cost.json        seconds, tokens, memory      report.html
 """
 
@@ -64,8 +64,12 @@ class Run:
 
     @property
     def result(self) -> Run:
-        """The run that made the student: itself, or its last stage under its own name."""
-        return Run(self.stages[-1].path, called=self.name) if self.stages else self
+        """The run that made the student: itself, or the stage of it that makes its result, under its own name."""
+        planned = self.read("stages")
+        if not planned:
+            return self
+        chosen = next((stage for stage in planned if stage.get("is_result")), planned[-1])
+        return Run(self.path / chosen["folder"], called=self.name)
 
     @property
     def recipe_file(self) -> Path:

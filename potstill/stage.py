@@ -17,6 +17,7 @@ from potstill import assembly
 from potstill import recipe as schema
 from potstill.assembly import Student
 from potstill.bench import Bench, say, set_up
+from potstill.errors import TeacherError
 from potstill.evaluation.evaluator import measure
 from potstill.evaluation.generation import greedy_figures
 from potstill.measuring import evaluate
@@ -59,6 +60,7 @@ def run(recipe: schema.Recipe, run: Run, *, allow_remote_code: bool = False) -> 
             student = _student(bench, training, resume_from)
             _measure_teacher(bench)  # not before there is a student: one that cannot be made is refused first
             _measure_untouched(bench, training, student, resume_from)
+            _check_gate(bench, training)
             state = fit(_job(bench, training, student), resume_from)
             _finish(bench, training, state, student.stored_dtype)
         _write_samples(bench)
@@ -131,6 +133,7 @@ def _job(bench: Bench, training: Training, student: Student) -> Job:
         run=training.run,
         runtime=bench.runtime,
         student=student.family,
+        teachers=[bench.teaching.teacher.family] if bench.teaching else [],
         tokenizer=bench.tokenizer,
         streams=build_streams(parts),
         validate=validate,
@@ -186,9 +189,34 @@ def _measure_untouched(bench: Bench, training: Training, student: Student, resum
     bench.runtime.barrier()
 
 
+def _check_gate(bench: Bench, training: Training) -> None:
+    """Stop where the stage's gate is shut: its teacher is no better than the student is untaught, on held-out rows.
+
+    Raises: TeacherError.
+    """
+    if not training.stage.gate or training.label != "student_after":
+        return
+    metric = training.stage.checkpoint.best_by
+    metric = metric if metric in schema.METRICS_WITHOUT_TEACHER else "perplexity"  # the others compare with the teacher
+    found = bench.runtime.share(
+        [bench.run.read(f"eval/{model}").get(metric) for model in ("teacher", "student_before")]
+        if bench.runtime.is_main
+        else None
+    )
+    teacher, untouched = found
+    sign = 1 if metric in schema.METRICS_TO_MAXIMISE else -1
+    if sign * teacher <= sign * untouched:
+        raise TeacherError(
+            f"the gate of stage {training.stage.name} is shut: {metric} of its teacher is {teacher:.4g} on held-out "
+            f"rows, and of the student untaught {untouched:.4g}",
+            "train the teacher longer, or on more rows; gate=false goes on all the same",
+        )
+
+
 def _add_cost(run: Run, prefix: str, state: State) -> None:
     own = {
         "training_s": state.seconds,
+        "flops": state.flops,
         "teacher_text_s": sum(seconds_of(folder) for folder in (run.path / "teacher_text").glob("*")),
         "steps": state.step,
         "best_step": state.best_step,

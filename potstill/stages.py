@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from potstill import assembly, recipe_io
+from potstill import assembly, made_before, recipe_io
 from potstill import recipe as schema
 from potstill.bench import say, settled
 from potstill.data.catalogue import DATASETS
@@ -37,13 +37,19 @@ class Part:
 
 @dataclass(frozen=True)
 class Planned:
-    """A stage in stages.json. ``student_sha256`` is there when it is finished."""
+    """A stage in stages.json.
+
+    ``student_sha256`` is there when it is finished, ``taken_from`` where another run made it. ``is_result``: its
+    student is the whole run's.
+    """
 
     name: str
     method: str
     folder: str
     recipe_sha256: str
     student_sha256: str | None = None
+    is_result: bool = False
+    taken_from: str | None = None
 
 
 def parts(recipe: schema.Recipe, run: Run, conclude: Callable[[Run], None]) -> Iterator[Part]:
@@ -70,16 +76,31 @@ def parts(recipe: schema.Recipe, run: Run, conclude: Callable[[Run], None]) -> I
             continue
         _say(runtime, f"stage {at + 1} of {len(plan)}: {planned.name}")
         part = Part(resolved(recipe, at, run), Run(run.path / planned.folder))
-        part.run.path.mkdir(parents=True, exist_ok=True)
-        yield part
-        conclude(part.run)
+        made = runtime.share(_made_before(recipe, part, planned, str(runtime.device)) if runtime.is_main else None)
+        if made is None:
+            part.run.path.mkdir(parents=True, exist_ok=True)
+            yield part
+            conclude(part.run)
         if runtime.is_main:
-            plan[at] = replace(planned, student_sha256=student_sha256(part.run.student))
+            part.run.write("models", made_before.models_of(part.recipe))
+            plan[at] = replace(planned, student_sha256=student_sha256(part.run.student), taken_from=made)
             _write(run, plan)
         runtime.barrier()
     if runtime.is_main:
-        replace_link(run.student, f"{plan[-1].folder}/student")
+        replace_link(run.student, f"{plan[recipe.result_at].folder}/student")
     conclude(run)
+
+
+def _made_before(recipe: schema.Recipe, part: Part, planned: Planned, device: str) -> str | None:
+    """Take a stage over that another run has made; from which, or None where none has, or this one is begun."""
+    if not recipe.reuse_stages or part.run.path.exists():
+        return None
+    found = made_before.find(part.run, planned.recipe_sha256, part.recipe, device)
+    if found is None:
+        return None
+    made_before.take_over(found, part.run, part.recipe)
+    say(f"stage {planned.name} is taken from {found.path}, which has done the same")
+    return str(found.path)
 
 
 def check_rows(recipe: schema.Recipe) -> None:
@@ -101,9 +122,21 @@ def _say(runtime: runtimes.Runtime, text: str) -> None:
 
 
 def resolved(recipe: schema.Recipe, at: int, run: Run) -> schema.Recipe:
-    """One stage as a recipe of its own, with the students of earlier ones by their folders."""
-    students = {stage.name: _as_named(_run_of(run, recipe, index).student) for index, stage in enumerate(recipe.stages)}
-    return _alone(recipe, at, lambda name, stage: stage.model_copy(update=_models(recipe, name, stage, students)))
+    """One stage as a recipe of its own, with the students of earlier ones by their folders, and their compute."""
+    runs = {stage.name: _run_of(run, recipe, index) for index, stage in enumerate(recipe.stages)}
+    students = {name: _as_named(one.student) for name, one in runs.items()}
+
+    def named(previous: str, stage: schema.Stage) -> schema.Stage:
+        return stage.model_copy(update=_models(recipe, previous, stage, students) | _compute(stage, runs))
+
+    return _alone(recipe, at, named)
+
+
+def _compute(stage: schema.Stage, runs: Mapping[str, Run]) -> dict[str, Any]:
+    """The budget of a stage that has that of others, in floating point operations."""
+    if (of := stage.budget.compute_of) is None:
+        return {}
+    return {"budget": schema.Budget(flops=sum(float(runs[name].read("cost")["flops"]) for name in of))}
 
 
 def beforehand(recipe: schema.Recipe) -> Iterator[schema.Recipe]:
@@ -111,19 +144,26 @@ def beforehand(recipe: schema.Recipe) -> Iterator[schema.Recipe]:
     by what it is to be made from, which has its tokenizer, and its size or more."""
     made: dict[str, str] = {}
     for at, stage in enumerate(recipe.stages):
-        alone = _alone(recipe, at, lambda name, stage: stage.model_copy(update=_models(recipe, name, stage, made)))
+        alone = _alone(recipe, at, lambda name, stage: stage.model_copy(update=_beforehand(recipe, name, stage, made)))
         made[stage.name] = assembly.source_of(alone.stage)[0]
         yield alone
 
 
+def _beforehand(recipe: schema.Recipe, previous: str, stage: schema.Stage, made: Mapping[str, str]) -> dict[str, Any]:
+    """What of a stage is not known before others are run: their students, and their compute, stood for by one step."""
+    budget = {"budget": schema.Budget(steps=1)} if stage.budget.compute_of else {}
+    return _models(recipe, previous, stage, made) | budget
+
+
 def _alone(recipe: schema.Recipe, at: int, named: Callable[[str, schema.Stage], schema.Stage]) -> schema.Recipe:
-    """A recipe of one stage; the last one has the baseline."""
+    """A recipe of one stage; that of the result has the baseline."""
     stage = recipe.stages[at]
     previous = recipe.stages[at - 1].name if at else ""
     update = {
         "method": stage.method or recipe.method,
         "run": None,
-        "baseline": recipe.baseline if at == len(recipe.stages) - 1 else "none",
+        "baseline": recipe.baseline if at == recipe.result_at else "none",
+        "result": None,
         "stages": (named(previous, stage),),
     }
     return recipe.model_copy(update=update)
@@ -168,13 +208,16 @@ def _plan(recipe: schema.Recipe, run: Run) -> list[Planned]:
             method=stage.method or recipe.method,
             folder=str(_run_of(run, recipe, at).path.relative_to(run.path)),
             recipe_sha256=hashes[stage.name],
+            is_result=at == recipe.result_at,
         )
         for at, stage in enumerate(recipe.stages)
     ]
     finished = {one["name"]: Planned(**one) for one in run.read("stages") or () if one["student_sha256"]}
     for name, then in finished.items():
         _check_finished(run, then, hashes.get(name))
-    plan = [finished.get(planned.name, planned) for planned in plan]
+    for at, planned in enumerate(plan):
+        if made := finished.get(planned.name):
+            plan[at] = replace(planned, student_sha256=made.student_sha256, taken_from=made.taken_from)
     write_text(run.recipe_file, recipe_io.dump(recipe))
     _write(run, plan)
     return plan
@@ -206,7 +249,8 @@ def recipe_hashes(recipe: schema.Recipe) -> dict[str, str]:
         on = {previous} if isinstance(stage.student, schema.PreviousStudent) else set()
         if isinstance(stage.teacher, schema.StageTeacher):
             on.add(previous if stage.teacher.stage == schema.PREVIOUS else stage.teacher.stage)
-        asked = _alone(recipe, at, lambda _, stage: stage).model_dump(mode="json", exclude={"device"})
+        on |= set(stage.budget.compute_of or ())
+        asked = _alone(recipe, at, lambda _, stage: stage).model_dump(mode="json", exclude={"device", "reuse_stages"})
         told = [asked, sorted(found[name] for name in on if name)]
         found[stage.name] = sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
     return found

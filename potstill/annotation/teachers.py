@@ -13,7 +13,8 @@ from potstill.annotation.beams import Search
 from potstill.annotation.local import LocalAnnotator
 from potstill.annotation.served import ServedAnnotator
 from potstill.errors import ConfigError
-from potstill.evaluation.suites.subject import fingerprint_of, open_subject
+from potstill.evaluation.suites.subject import open_subject
+from potstill.models.fingerprint import fingerprint_of
 from potstill.sampling.distributions import Decoding
 from potstill.served.asking import Manner
 from potstill.served.endpoint import Endpoint

@@ -35,7 +35,7 @@ from potstill.evaluation.harness_tasks import (
     set_seeds,
 )
 from potstill.evaluation.suites.kept import alone
-from potstill.evaluation.suites.subject import fingerprint_of
+from potstill.models.fingerprint import fingerprint_of
 from potstill.models.loading import load
 from potstill.run import read_jsonl, write_text
 

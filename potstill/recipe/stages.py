@@ -50,13 +50,20 @@ class Optimizer(Section):
 
 
 class Budget(Section):
-    """How long to train: one of steps, epochs, tokens (response tokens) or seconds (of training steps)."""
+    """How long to train: one of steps, epochs, tokens (response tokens), seconds (of training steps), flops or
+    compute_of.
 
-    one_of: ClassVar[tuple[str, ...]] = ("steps", "epochs", "tokens", "seconds")
+    ``flops`` are those of ``potstill.training.compute``: of all models, in training steps. ``compute_of`` names earlier
+    stages: as many as they took together.
+    """
+
+    one_of: ClassVar[tuple[str, ...]] = ("steps", "epochs", "tokens", "seconds", "flops", "compute_of")
     steps: Count | None = None
     epochs: Positive | None = None
     tokens: Count | None = None
     seconds: Positive | None = None
+    flops: Positive | None = None
+    compute_of: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
@@ -127,8 +134,19 @@ class Stage(Section):
     batch: Batching = Batching()
     budget: Budget
     dropout: bool = True  # false: the student's dropout layers are off while it is trained, as in MiniLLM
+    # Stop before training where the teacher is no better than the untouched student, by best_by or else perplexity.
+    gate: bool = False
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _gate_has_figures(self) -> Self:
+        if self.gate and "untouched" in self.evaluation.leave_out:
+            raise ValueError(
+                f"stage {self.name} has a gate, which compares with the untouched student, and evaluation.leave_out "
+                "leaves that out. Take one of them away"
+            )
+        return self
 
     @model_validator(mode="after")
     def _teacher_is_there(self) -> Self:
@@ -166,8 +184,9 @@ class Stage(Section):
 class Recipe(Section):
     """Everything a run depends on. The resolved recipe in a run folder re-runs as it is.
 
-    Of several stages the baseline is the last one's: it starts from the student that the last stage starts from, so
-    that the two differ in that stage alone. What came before, both have had.
+    Of several stages one makes the result. The baseline is that one's: it starts from the student that the stage
+    starts from, so that the two differ in that stage alone. What came before, both have had. Stages after it are
+    beside it: what it is compared with.
     """
 
     method: str = "custom"  # a label, where stages are given; the built-in method to start from, where they are not
@@ -176,12 +195,19 @@ class Recipe(Section):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"  # auto: the faster of the first two, measured
     baseline: Literal["none", "equal_time_sft"] = "none"
+    result: str | None = None  # the stage whose student is the run's; the last one where unset
+    reuse_stages: bool = True  # of several: one that another run has made, with the same models and rows, is taken over
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
 
     @property
+    def result_at(self) -> int:
+        """The place of the stage whose student is the result."""
+        return next((at for at, stage in enumerate(self.stages) if stage.name == self.result), len(self.stages) - 1)
+
+    @property
     def stage(self) -> Stage:
-        """The only stage, or the last one: its student is the result."""
-        return self.stages[-1]
+        """The stage whose student is the result: the only one, the last one, or the one that ``result`` names."""
+        return self.stages[self.result_at]
 
     @field_validator("stages")
     @classmethod
@@ -189,11 +215,19 @@ class Recipe(Section):
         names = [stage.name for stage in stages]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"two stages are called {twice}. Give each a name of its own")
-        if PREVIOUS in names:
-            raise ValueError(f"a stage is called {PREVIOUS}, which is the word for the one before. Call it otherwise")
+        for word, what in {PREVIOUS: "the one before", "all": "all of them"}.items():
+            if word in names:
+                raise ValueError(f"a stage is called {word}, which is the word for {what}. Call it otherwise")
         for at, stage in enumerate(stages):
             _check_models(stage, names[:at])
         return stages
+
+    @model_validator(mode="after")
+    def _result_is_there(self) -> Self:
+        names = [stage.name for stage in self.stages]
+        if self.result is not None and self.result not in names:
+            raise ValueError(f"result is {self.result}, which is no stage. Name one of {', '.join(names)}")
+        return self
 
 
 def _check_models(stage: Stage, before: list[str]) -> None:
@@ -204,3 +238,8 @@ def _check_models(stage: Stage, before: list[str]) -> None:
     if asked not in (None, PREVIOUS, *before):
         earlier = f"one of {', '.join(before)}" if before else "a model"
         raise ValueError(f"stage {stage.name} has stage {asked} for a teacher, which is not before it. Name {earlier}")
+    if late := next((name for name in stage.budget.compute_of or () if name not in before), None):
+        earlier = f"some of {', '.join(before)}" if before else "a number of steps, for it is the first"
+        raise ValueError(f"stage {stage.name} has the budget of stage {late}, which is not before it. Name {earlier}")
+    if stage.gate and stage.teacher is None:
+        raise ValueError(f"stage {stage.name} has a gate for its teacher, and no teacher. Leave gate out")

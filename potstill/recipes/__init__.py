@@ -23,6 +23,7 @@ from potstill.recipes.sft import sft
 from potstill.recipes.skd import skd
 from potstill.recipes.step_by_step import step_by_step
 from potstill.recipes.taid import taid
+from potstill.recipes.teacher_assistant import teacher_assistant
 
 METHODS: dict[str, Callable[..., Recipe]] = {
     "kd": kd,
@@ -37,6 +38,7 @@ METHODS: dict[str, Callable[..., Recipe]] = {
     "distillm": distillm,
     "distillm2": distillm2,
     "taid": taid,
+    "teacher_assistant": teacher_assistant,
     "abkd": abkd,
     "akl": akl,
     "f_distill": f_distill,

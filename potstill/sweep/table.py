@@ -10,9 +10,10 @@ from typing import Any
 
 from potstill.evaluation.metrics.significance import Interval, holm
 from potstill.reporting.formats import number
+from potstill.reporting.row_scores import RowScores, read_scores
 from potstill.run import Run
 from potstill.sweep.cells import Cell, Plan
-from potstill.sweep.examples import RowScores, read_scores, stacked
+from potstill.sweep.examples import stacked
 from potstill.sweep.folder import STUDENT, Folder, Record, Status, status_of
 from potstill.sweep.statistics import Mean, t_mean, two_level_interval
 

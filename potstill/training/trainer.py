@@ -20,6 +20,7 @@ from potstill.models.families import Family
 from potstill.run import Run
 from potstill.training import checkpoint, optim
 from potstill.training.checkpoint import Checkpoint
+from potstill.training.compute import Meter
 from potstill.training.metrics import MetricsLog, Progress
 from potstill.training.runtime import Runtime
 from potstill.training.signals import StopRequest
@@ -37,6 +38,7 @@ class State:
     tokens: int = 0
     teacher_tokens: int = 0  # of the batches that the teacher was asked about
     seconds: float = 0.0  # of steps alone; validation and saving do not count
+    flops: float = 0.0  # of all models in steps, over all processes
     best_step: int | None = None
     best_value: float | None = None
     best_error: float = 0.0  # of best_value
@@ -50,13 +52,15 @@ class State:
 class Job:
     """All that one training needs.
 
-    ``validate`` returns figures by metric name; ``examples_per_epoch`` turns epochs into examples.
+    ``validate`` returns figures by metric name; ``examples_per_epoch`` turns epochs into examples; ``teachers`` are the
+    models beside the student whose work is counted.
     """
 
     stage: recipe.Stage
     run: Run
     runtime: Runtime
     student: Family
+    teachers: Sequence[Family]
     tokenizer: Any
     streams: Sequence[LiveStream]
     validate: Callable[[], dict[str, float]]
@@ -91,12 +95,21 @@ def fit(job: Job, resume_from: Checkpoint | None = None) -> State:
             at = _mid_step(job, state)
             rate = optim.set_learning_rate(optimizer, stage.optimizer, at)
             scheduled = {name: value for term in _terms(job) for name, value in term.settings(at).items()}
-            result = train_step(
-                job.student, wrapped, optimizer, job.streams, stage.batch, stage.optimizer.max_grad_norm, runtime, at
-            )
+            with Meter().reading([job.student, *job.teachers]) as meter:
+                result = train_step(
+                    job.student,
+                    wrapped,
+                    optimizer,
+                    job.streams,
+                    stage.batch,
+                    stage.optimizer.max_grad_norm,
+                    runtime,
+                    at,
+                )
             # One clock for all processes, because a budget may be in seconds.
             seconds = runtime.share(time.perf_counter() - begun)
-            _advance(state, result, stage.batch.size, seconds)
+            (flops,) = runtime.sum([meter.flops])
+            _advance(state, result, stage.batch.size, seconds, flops)
             values = {term.metric: result.values[term.key] for term in _terms(job)}
             values |= {f"select/{key}_share": share for key, share in result.selected.items()}
             log.write(_metrics_line(state, result, values | scheduled | _source_figures(job), rate, seconds))
@@ -122,8 +135,10 @@ def spent(job: Job, state: State) -> float:
         return state.examples / (budget.epochs * job.examples_per_epoch)
     if budget.tokens is not None:
         return state.response_tokens / budget.tokens
-    assert budget.seconds is not None
-    return state.seconds / budget.seconds
+    if budget.seconds is not None:
+        return state.seconds / budget.seconds
+    assert budget.flops is not None  # compute_of became flops when the stage's turn came
+    return state.flops / budget.flops
 
 
 def check_batch(batching: recipe.Batching, world_size: int) -> None:
@@ -142,13 +157,14 @@ def _mid_step(job: Job, state: State) -> float:
     return spent(job, replace(state, step=1, examples=job.stage.batch.size)) / 2
 
 
-def _advance(state: State, result: StepResult, batch_size: int, seconds: float) -> None:
+def _advance(state: State, result: StepResult, batch_size: int, seconds: float, flops: float) -> None:
     state.step += 1
     state.examples += batch_size
     state.response_tokens += result.response_tokens
     state.tokens += result.tokens
     state.teacher_tokens += result.teacher_tokens
     state.seconds += seconds
+    state.flops += flops
 
 
 def _terms(job: Job) -> Iterator[LiveTerm]:

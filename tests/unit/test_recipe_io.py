@@ -125,11 +125,12 @@ def at(recipe: Recipe, path: str) -> Any:
     return value
 
 
+NO_BUDGET = dict.fromkeys(("steps", "epochs", "tokens", "seconds", "flops", "compute_of"))
 OVERRIDES = [
     ("kd", "budget.steps=20", "stages.0.budget.steps", 20),
     ("kd", "stages.0.budget.steps=20", "stages.0.budget.steps", 20),
-    ("kd", "budget.epochs=2", "stages.0.budget", {"steps": None, "epochs": 2.0, "tokens": None, "seconds": None}),
-    ("kd", "budget={tokens: 9}", "stages.0.budget", {"steps": None, "epochs": None, "tokens": 9, "seconds": None}),
+    ("kd", "budget.epochs=2", "stages.0.budget", NO_BUDGET | {"epochs": 2.0}),
+    ("kd", "budget={tokens: 9}", "stages.0.budget", NO_BUDGET | {"tokens": 9}),
     ("kd", "streams.0.terms.0.coefficient=0.5", "stages.0.streams.0.terms.0.coefficient", 0.5),
     ("kd", "streams.0.terms.0.objective=reverse_kl", "stages.0.streams.0.terms.0.objective.name", "reverse_kl"),
     ("kd", "streams.0.terms.0=reverse_kl", "stages.0.streams.0.terms.0.objective.name", "reverse_kl"),
@@ -482,7 +483,7 @@ BROKEN = {
         "method: kd\nbudget: {steps: 2, epochs: 3}\n",
         "2:1",
         "budget",
-        "exactly one of steps, epochs, tokens, seconds, not steps and epochs",
+        "exactly one of steps, epochs, tokens, seconds, flops, compute_of, not steps and epochs",
         "Keep one",
     ),
     "no teacher to ask": (

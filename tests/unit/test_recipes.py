@@ -120,6 +120,14 @@ OTHER: dict[str, Other] = {
         "batches_per_rollout": (2, {}),
     },
     "taid": {"start": (0.2, {}), "end": (0.9, {}), "rate": (0.1, {}), "momentum": (0.5, {})},
+    "teacher_assistant": {
+        "stage_method": ("gkd", {}),
+        "teacher": ("gpt2-xl", {}),
+        "assistants": ([20, 15], {}),
+        "learner": (8, {}),
+        "direct": ("steps", {}),
+        "gate": (False, {}),
+    },
     "abkd": {"alpha": (0.5, {}), "beta": (0.5, {})},
     "akl": {"head_mass": (0.7, {})},
     "f_distill": {"divergence": ("reverse_kl", {}), "rollout": ROLLOUT},
@@ -555,7 +563,9 @@ def test_on_policys_settings_are_its_own() -> None:
     assert stream.terms == (Term(objective=recipe.PolicyGradient(advantages=advantages, clip=0.2)),)
 
 
-@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"sft", "kd", "step_by_step", "anli_minillm"}))
+@pytest.mark.parametrize(
+    "method", sorted(METHODS.keys() - {"sft", "kd", "step_by_step", "anli_minillm", "teacher_assistant"})
+)
 def test_methods_that_are_to_be_compared_train_as_long_and_as_fast(method: str) -> None:
     stage = load(method).stage
     assert (stage.optimizer.learning_rate, stage.batch.size, stage.budget.steps) == (1e-4, 2, 60)
@@ -563,7 +573,7 @@ def test_methods_that_are_to_be_compared_train_as_long_and_as_fast(method: str) 
     assert dense or method in ("seqkd", "on_policy", "penalised_policy_gradient")
 
 
-@pytest.mark.parametrize("method", ["sft", "kd", "step_by_step"])
+@pytest.mark.parametrize("method", ["sft", "kd", "step_by_step", "teacher_assistant"])
 def test_what_starts_from_a_cut_student_trains_longer_and_faster(method: str) -> None:
     stage = load(method).stage
     assert (stage.optimizer.learning_rate, stage.batch.size, stage.budget.steps) == (1e-3, 2, 120)

@@ -23,8 +23,9 @@ from potstill.data.catalogue.item import Item
 from potstill.data.shorten import fitted
 from potstill.evaluation.suites.items import check_ids, items_of
 from potstill.evaluation.suites.kept import alone, usable_rows, whole, write_rows
-from potstill.evaluation.suites.subject import Subject, fingerprint_of, open_subject
+from potstill.evaluation.suites.subject import Subject, open_subject
 from potstill.evaluation.suites.suite import Row, Scores, Settings, Suite
+from potstill.models.fingerprint import fingerprint_of
 from potstill.run import read_jsonl, write_text
 
 AT_ONCE = 16  # items between two writes to the disk

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from hashlib import file_digest, sha256
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +14,8 @@ from potstill.data.order import seed_of
 from potstill.data.tokenise import Skip, Template, choose_template, encodes_pairs, num_prompt_tokens, tokenise
 from potstill.errors import DataError, ModelError
 from potstill.models.families import Family, check_projection, evaluating, family_of
-from potstill.models.loading import load, local_source
+from potstill.models.fingerprint import fingerprint_of
+from potstill.models.loading import load
 from potstill.models.positions import check_positions, positions_of, room_for_prompt
 from potstill.recipe import Data
 from potstill.sampling.distributions import Decoding
@@ -26,10 +25,6 @@ from potstill.sources.dataset import batches
 
 UNLIMITED = 1_000_000  # tokens
 # Files that say, beside the weights, what a model is.
-TELLING = (
-    *("config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt"),
-    *("merges.txt", "added_tokens.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json"),
-)
 NO_TEXT = "-"  # where an example wants a response and none is looked at
 
 
@@ -181,23 +176,6 @@ def open_subject(
     check_projection(family, name)
     chosen = choose_template(Data(), loaded.tokenizer)
     return Subject(name, family, loaded.tokenizer, chosen, fingerprint_of(name), batch_size)
-
-
-def fingerprint_of(name: str) -> str:
-    """SHA-256 of a model folder's weights, config and tokenizer; of the name itself where it is not on this machine."""
-    folder = local_source(name)
-    if folder is None:
-        return sha256(name.encode()).hexdigest()
-    digest = sha256()
-    for file in sorted(file for file in folder.iterdir() if _counts(file)):
-        with open(file, "rb") as handle:
-            digest.update(file.name.encode() + file_digest(handle, "sha256").digest())
-    return digest.hexdigest()
-
-
-def _counts(file: Path) -> bool:
-    """Whether a file of a model folder says what the model is."""
-    return file.suffix == ".safetensors" or file.name in TELLING
 
 
 def _without_end(row: Tokenised, end: int) -> Tokenised:

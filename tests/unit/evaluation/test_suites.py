@@ -29,9 +29,10 @@ from potstill.evaluation.suites.language import Language
 from potstill.evaluation.suites.maths import Maths
 from potstill.evaluation.suites.run import evaluate_models, evaluate_suite
 from potstill.evaluation.suites.scoring import mean_scores
-from potstill.evaluation.suites.subject import Subject, fingerprint_of, open_subject
+from potstill.evaluation.suites.subject import Subject, open_subject
 from potstill.evaluation.suites.suite import SuiteProtocol
 from potstill.evaluation.suites.summaries import Summaries
+from potstill.models.fingerprint import fingerprint_of
 from potstill.reporting.suites import differences, markdown
 from potstill.run import LOCK
 from potstill.sampling.distributions import Decoding

@@ -1,0 +1,30 @@
+"""What says whether two names mean one model: a hash of its files."""
+
+from __future__ import annotations
+
+from hashlib import file_digest, sha256
+from pathlib import Path
+
+from potstill.models.loading import local_source
+
+TELLING = (
+    *("config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt"),
+    *("merges.txt", "added_tokens.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json"),
+)
+
+
+def fingerprint_of(name: str) -> str:
+    """SHA-256 of a model folder's weights, config and tokenizer; of the name itself where it is not on this machine."""
+    folder = local_source(name)
+    if folder is None:
+        return sha256(name.encode()).hexdigest()
+    digest = sha256()
+    for file in sorted(file for file in folder.iterdir() if _counts(file)):
+        with open(file, "rb") as handle:
+            digest.update(file.name.encode() + file_digest(handle, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _counts(file: Path) -> bool:
+    """Whether a file of a model folder says what the model is."""
+    return file.suffix == ".safetensors" or file.name in TELLING

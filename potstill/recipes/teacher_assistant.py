@@ -1,0 +1,100 @@
+"""Through assistants: each student is the next one's teacher, down to the one that is wanted.
+
+    stage assistant       teacher   -> assistant     stage_method
+    stage student         assistant -> student       the same method; the result
+    stage direct          teacher   -> student       as many steps as the stage student
+    stage direct_longer   teacher   -> student       as many floating point operations as the whole chain
+
+The best checkpoint of each stage teaches the next. A gate stands before every stage that an assistant teaches: an
+assistant that is no better on held-out rows than the next student is untaught has nothing to teach, and the run stops
+and says so. The last two stages are what the chain is compared with, on the same held-out rows: published gains of
+assistants are about a point, and a chain costs a training more.
+
+A setting of one stage is reached by its name, ``student.budget.steps=200``, and of all by ``all``:
+``all.data=rows.jsonl all.budget.steps=200``.
+
+Papers: Mirzadeh et al. 2020, arXiv:1902.03393, whose assistants of middling accuracy do best, not those of middling
+size, and whose longer chains do better. Against it: MiniLLM (Gu et al. 2024) finds larger teachers better one by one.
+
+Defaults: the teacher's layers halved, and the student of ``kd``. Everything else is the method's own.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from potstill.recipe import (
+    Budget,
+    PrunedStudent,
+    Recipe,
+    Stage,
+    StageTeacher,
+    Student,
+    Teacher,
+)
+from potstill.recipe.models import student_of
+
+RESULT = "student"
+LEARNER = PrunedStudent(keep_layers=10)  # as kd
+HALF = PrunedStudent(keep_layers=15)  # of the embedded model's 30 layers
+
+
+def _learner(value: Any) -> Any:
+    """A number is short for that many layers of its teacher."""
+    return {"kind": "pruned", "keep_layers": value} if isinstance(value, int) else student_of(value)
+
+
+Learner = Annotated[Student, BeforeValidator(_learner)]
+
+
+def teacher_assistant(
+    *,
+    stage_method: str = "kd",
+    teacher: str = Teacher().model,
+    assistants: Annotated[tuple[Learner, ...], Field(min_length=1)] = (HALF,),
+    learner: Learner = LEARNER,
+    direct: Literal["none", "steps", "compute", "both"] = "both",
+    gate: bool = True,
+) -> Recipe:
+    """Distil through one assistant or several.
+
+    Args:
+        stage_method: of every stage: a built-in one of one stage, with a teacher.
+        teacher: of the first stage.
+        assistants: from the largest to the smallest, each a number of layers of its teacher, or any student.
+        learner: the student that is wanted, likewise.
+        direct: what the chain is compared with: equally many steps, equally much compute.
+        gate: whether an assistant has to be better than the next student is untaught.
+    """
+    stage = _stage_of(stage_method)
+    names = ["assistant", *(f"assistant-{at + 2}" for at in range(len(assistants) - 1)), RESULT]
+    chain = [
+        stage.model_copy(
+            update={
+                "name": name,
+                "teacher": Teacher(model=teacher) if at == 0 else StageTeacher(),
+                "student": student,
+                "gate": gate and at > 0,
+            }
+        )
+        for at, (name, student) in enumerate(zip(names, (*assistants, learner), strict=True))
+    ]
+    routes = {"direct": {}, "direct_longer": {"budget": Budget(compute_of=tuple(names))}}
+    wanted = {"none": (), "steps": ("direct",), "compute": ("direct_longer",), "both": tuple(routes)}[direct]
+    alone = {"teacher": Teacher(model=teacher), "student": learner, "gate": False}
+    beside = [stage.model_copy(update={"name": name, **alone, **routes[name]}) for name in wanted]
+    return Recipe(method="teacher_assistant", result=RESULT, stages=(*chain, *beside))
+
+
+def _stage_of(method: str) -> Stage:
+    """The stage of a built-in method. Raises: ValueError for one that has no single stage with a teacher."""
+    from potstill.recipes import METHODS  # of which this is one
+
+    known = [name for name in METHODS if name not in ("sft", "step_by_step", "anli_minillm", "teacher_assistant")]
+    if method not in known:
+        raise ValueError(
+            f"stage_method is {method}, which has no teacher in one stage. It is one of {', '.join(known)}"
+        )
+    return METHODS[method]().stage.model_copy(update={"method": method})

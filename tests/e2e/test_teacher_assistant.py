@@ -1,0 +1,161 @@
+"""A chain of teachers: who teaches whom, what the direct routes get, gates, and stages that another run has made."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import potstill
+from potstill import recipe_io
+from potstill.errors import ConfigError, TeacherError
+from potstill.recipes import METHODS
+from potstill.reporting.formats import significant
+from potstill.run import Run
+from tests import tiny
+
+STEPS = 4
+SMALL: dict[str, Any] = {
+    "teacher": "teacher",
+    "assistants": [3],
+    "learner": 2,
+    "device": "cpu",
+    "dtype": "float32",
+    "all.data": "rows.jsonl",
+    "all.budget.steps": STEPS,
+    "all.batch": 4,
+    "all.checkpoint": {"every": 2, "best_by": "perplexity"},
+    "all.optimizer.learning_rate": 1e-2,
+    "all.evaluation": {"max_examples": 3, "generate_examples": 2, "max_new_tokens": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    tiny.save(tiny.llama(1, layers=4), folder / "teacher")
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(models / "teacher", tmp_path / "teacher")
+    tiny.data_file(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def train(**settings: Any) -> Run:
+    return potstill.train("teacher_assistant", **(SMALL | settings))
+
+
+def stage(run: Run, name: str) -> Run:
+    return next(one for one in run.stages if one.path.name.partition("-")[2] == name)
+
+
+def sha(run: Run) -> str:
+    return hashlib.sha256((run.student / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_a_chain_beside_its_direct_routes(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = train(run="chain")
+    assistant, student, direct, _ = run.stages
+    assert student.read("student")["from"] == "runs/chain/stages/1-assistant/student"
+    assert student.read("student")["of_layers"] == 3
+    assert (direct.read("student")["from"], direct.read("student")["of_layers"]) == ("teacher", 4)
+    assert student.evaluations()["teacher"]["perplexity"] == assistant.evaluations()["student_after"]["perplexity"]
+    # The result is the chain's student, though stages follow it.
+    assert run.result.path == student.path
+    assert run.student.resolve() == student.student.resolve()
+    # Equal steps, and equal compute up to the last step.
+    costs = [one.read("cost") for one in run.stages]
+    assert [cost["steps"] for cost in costs[:3]] == [STEPS] * 3
+    chain = costs[0]["flops"] + costs[1]["flops"]
+    last_step = costs[3]["flops"] / costs[3]["steps"]
+    assert chain <= costs[3]["flops"] < chain + 1.5 * last_step
+    assert costs[3]["steps"] > STEPS
+    page = " ".join(run.report_file.read_text(encoding="utf-8").split())
+    assert "the result is the student of 2-student" in page
+    assert "Beside stage direct (4 steps" in page
+    ours, theirs = (one.evaluations()["student_after"]["perplexity"] for one in (student, direct))
+    told = f"perplexity {significant(ours)} against {significant(theirs)}, ratio {significant(ours / theirs)} ["
+    assert told in page
+    assert "over 3 examples" in page
+
+
+def test_with_the_teacher_for_an_assistant_it_is_direct_distillation(place: Path) -> None:
+    """An assistant that is not trained away from the teacher teaches what the teacher does, bit for bit."""
+    same = {"kind": "pruned", "keep_layers": 4}
+    still = {"assistant.optimizer.learning_rate": 1e-30, "assistant.optimizer.weight_decay": 0.0}
+    run = train(run="still", assistants=[same], gate=False, direct="steps", **still)
+    assert sha(stage(run, "assistant")) == hashlib.sha256(Path("teacher/model.safetensors").read_bytes()).hexdigest()
+    assert sha(stage(run, "student")) == sha(stage(run, "direct"))
+
+
+def test_another_runs_stages_are_taken_over_and_only_what_differs_is_done(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = train(run="first", direct="none")
+    capsys.readouterr()
+    second = train(run="second", direct="none", **{"student.optimizer.learning_rate": 5e-3})
+    said = capsys.readouterr().err
+    assert "stage assistant is taken from runs/first/stages/1-assistant" in said
+    assert second.read("stages")[0]["taken_from"] == "runs/first/stages/1-assistant"
+    assert sha(second.stages[0]) == sha(first.stages[0])
+    assert sha(second.stages[1]) != sha(first.stages[1])
+    again = train(run="again", direct="none", reuse_stages=False)
+    assert [sha(one) for one in again.stages] == [sha(one) for one in first.stages]
+    assert [planned["taken_from"] for planned in again.read("stages")] == [None, None]
+    shutil.rmtree(first.path)  # nothing of a run stands on another
+    assert potstill.evaluate("second", data="rows.jsonl", answers=False)["perplexity"] > 0
+    potstill.resume("second")
+
+
+@pytest.mark.parametrize("changed", ["rows", "teacher"])
+def test_stages_of_other_rows_or_of_another_teacher_are_not_taken_over(place: Path, changed: str) -> None:
+    train(run="first", direct="none", gate=False)
+    if changed == "rows":
+        tiny.data_file(place, 36)
+    else:
+        shutil.rmtree("teacher")
+        tiny.save(tiny.llama(2, layers=4), place / "teacher")
+    second = train(run="second", direct="none", gate=False)
+    assert [planned["taken_from"] for planned in second.read("stages")] == [None, None]
+
+
+def test_a_gate_stops_where_an_assistant_has_nothing_to_teach(place: Path) -> None:
+    """An assistant drawn anew and hardly trained, before a student that can do more than it."""
+    drawn = {"kind": "fresh", "model": "teacher"}
+    still = {"assistant.optimizer.learning_rate": 1e-30, "student.student": "teacher", "direct": "none"}
+    with pytest.raises(TeacherError, match=r"the gate of stage student is shut: perplexity of its teacher is \d"):
+        train(run="shut", assistants=[drawn], **still)
+    assert not (Path("runs/shut/stages/2-student") / "metrics.jsonl").exists()
+    run = train(run="open", assistants=[drawn], gate=False, **still)
+    assert (run.stages[1].path / "metrics.jsonl").is_file()
+
+
+def test_a_key_of_all_stages_and_one_of_its_own() -> None:
+    recipe = recipe_io.load("teacher_assistant", SMALL | {"student.budget.steps": 9}, methods=METHODS)
+    assert [one.budget.steps for one in recipe.stages] == [STEPS, 9, STEPS, None]
+    assert {one.data.path for one in recipe.stages} == {"rows.jsonl"}
+    with pytest.raises(ConfigError) as caught:
+        recipe_io.load("teacher_assistant", {"all.budget.stps": 3}, methods=METHODS)
+    assert str(caught.value).count("stps") == 1
+    assert "all.budget.stps: unknown key. Did you mean 'steps'?" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"stage_method": "sft"}, "stage_method is sft, which has no teacher in one stage"),
+        ({"result": "nobody"}, "result is nobody, which is no stage. Name one of assistant, student"),
+        ({"assistant.budget": {"compute_of": ["student"]}}, "has the budget of stage student, which is not before it"),
+        ({"student.evaluation.leave_out": ["untouched"]}, "has a gate, which compares with the untouched student"),
+    ],
+)
+def test_what_cannot_be_is_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        recipe_io.load("teacher_assistant", settings, methods=METHODS)
