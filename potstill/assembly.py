@@ -11,7 +11,7 @@ import torch
 from potstill import recipe as schema
 from potstill.data.examples import Tokenised
 from potstill.data.prepare import Prepared
-from potstill.models import layout, pruning
+from potstill.models import layout, pruning, width
 from potstill.models.families import Family, check_projection, family_of
 from potstill.models.loading import config_of, drawn, load, load_tokenizer, output_rows
 from potstill.sources.dataset import batches
@@ -143,12 +143,24 @@ def build_student(
 
 def _cut(model: Any, student: schema.PrunedStudent, calibration: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
     placed = [batch.to(model.device) for batch in calibration]
+    wanted = widths_of(student)
+    if wanted:
+        width.check_widths(model, wanted)  # before minutes are spent on its layers
     chosen = pruning.choose_layers(
         model, student.keep_layers, student.choose_by, placed, keep_encoder=student.keep_encoder_layers
     )
     decoder, encoder = chosen[layout.DECODER], chosen.get(layout.ENCODER)
     how = _told(decoder) | ({f"encoder_{name}": value for name, value in _told(encoder).items()} if encoder else {})
-    return pruning.cut_layers(model, decoder.layers, encoder.layers if encoder else None), how
+    cut = pruning.cut_layers(model, decoder.layers, encoder.layers if encoder else None)
+    if not wanted:
+        return cut, how
+    kept = width.choose_widths(cut, wanted, placed)
+    return width.cut_width(cut, kept), how | {"kept_widths": kept.as_data()}
+
+
+def widths_of(student: schema.PrunedStudent) -> width.Widths:
+    """How wide the recipe wants a student."""
+    return width.Widths(student.keep_hidden, student.keep_heads, student.keep_mlp)
 
 
 def _told(kept: pruning.Kept) -> dict[str, Any]:

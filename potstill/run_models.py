@@ -11,7 +11,7 @@ from pathlib import Path
 from potstill import assembly, recipe_io
 from potstill import run as runs
 from potstill.errors import ConfigError, nearest
-from potstill.models import pruning
+from potstill.models import pruning, width
 from potstill.models.loading import load
 from potstill.recipe import PrunedStudent, Recipe, Stage
 from potstill.recipes import METHODS
@@ -120,8 +120,10 @@ def _untouched(run: Run, stage: Stage, allow_remote_code: bool) -> str:
     loaded = load(source, revision=revision, allow_remote_code=allow_remote_code)
     partial = run.path / ".untouched.partial"
     remove_folder(partial)
-    cut = pruning.cut_layers(loaded.model, made["kept_layers"], made.get("encoder_kept_layers")).to(loaded.stored_dtype)
-    cut.save_pretrained(partial)
+    cut = pruning.cut_layers(loaded.model, made["kept_layers"], made.get("encoder_kept_layers"))
+    if "kept_widths" in made:
+        cut = width.cut_width(cut, width.Chosen.of_data(made["kept_widths"]))
+    cut.to(loaded.stored_dtype).save_pretrained(partial)
     loaded.tokenizer.save_pretrained(partial)
     partial.rename(folder)
     return str(folder)

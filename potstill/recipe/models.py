@@ -50,7 +50,7 @@ def teacher_of(value: Any) -> Any:
 
 
 class PrunedStudent(Section):
-    """Some of a larger model's layers, embedding and head included.
+    """Some of a larger model's layers, embedding and head included, and where widths are given some of its channels.
 
     Of an encoder-decoder model ``keep_layers`` are the decoder's; the encoder keeps as many, or all its layers where
     they are named one by one, unless ``keep_encoder_layers`` says otherwise.
@@ -61,6 +61,10 @@ class PrunedStudent(Section):
     keep_layers: Count | Annotated[tuple[Index, ...], Field(min_length=1)] = 10
     keep_encoder_layers: Count | Annotated[tuple[Index, ...], Field(min_length=1)] | None = None
     choose_by: Literal["block_influence", "even"] = "block_influence"  # Men et al. 2024, ShortGPT
+    # Widths, all of them where unset: the most active are kept (Muralidharan et al. 2024, Minitron).
+    keep_hidden: Count | None = None  # channels of the residual stream
+    keep_heads: Count | None = None  # of queries, in each layer
+    keep_mlp: Count | None = None  # inner channels of each layer
     freeze_embeddings: bool = True  # they are the teacher's own already, and 45% of a small student
 
 

@@ -45,6 +45,19 @@ def shrunken(
     return recipe.model_copy(update={"stages": tuple(stages), "run": None})
 
 
+def narrowed(recipe: schema.Recipe, narrower: int) -> schema.Recipe:
+    """The recipe with the widths of its cut students divided as those of its models are; heads keep their number."""
+
+    def less(student: schema.Student) -> schema.Student:
+        if not isinstance(student, schema.PrunedStudent):
+            return student
+        widths = {name: getattr(student, name) for name in ("keep_hidden", "keep_mlp")}
+        return student.model_copy(update={name: width and max(1, width // narrower) for name, width in widths.items()})
+
+    stages = tuple(stage.model_copy(update={"student": less(stage.student)}) for stage in recipe.stages)
+    return recipe.model_copy(update={"stages": stages})
+
+
 def _micro(batch: schema.Batching) -> Any:
     return batch.micro_size if batch.micro_size == "auto" else min(BATCH, batch.micro_size)
 

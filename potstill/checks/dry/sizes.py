@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from potstill import assembly
 from potstill import recipe as schema
 from potstill.checks.dry.models import Key, named_models
 from potstill.checks.dry.naming import of_stage
@@ -15,6 +16,7 @@ from potstill.models.architectures import built
 from potstill.models.layout import DECODER, ENCODER
 from potstill.models.loading import config_of
 from potstill.models.pruning import choose_layers, cut_layers
+from potstill.models.width import cut_width, first_of
 
 BYTES = {"float32": 4, "auto": 4, "bfloat16": 4, "float64": 8}  # of a student's weight, by what is computed in
 
@@ -77,7 +79,9 @@ def _cut(model: Any, student: schema.PrunedStudent) -> Any:
     kept = choose_layers(model, student.keep_layers, "even", (), keep_encoder=student.keep_encoder_layers)
     encoder = kept[ENCODER].layers if ENCODER in kept else None
     with torch.device("meta"):
-        return cut_layers(model, kept[DECODER].layers, encoder)
+        cut = cut_layers(model, kept[DECODER].layers, encoder)
+        wanted = assembly.widths_of(student)
+        return cut_width(cut, first_of(cut, wanted)) if wanted else cut
 
 
 def _names(stage: schema.Stage, before: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ from potstill import recipe as schema
 from potstill.checks.dry import data
 from potstill.checks.dry.models import LAYERS, Blueprint, Key, blueprint, named_models, save_small, small_config
 from potstill.checks.dry.naming import of_stage
-from potstill.checks.dry.shrinking import shrunken
+from potstill.checks.dry.shrinking import narrowed, shrunken
 from potstill.checks.dry.sizes import Pair, memory, pairs
 from potstill.checks.dry.tokenizers import Chosen, tokenizers_of
 from potstill.errors import ConfigError
@@ -82,7 +82,7 @@ def build(recipe: schema.Recipe, folder: Path, allow_remote_code: bool) -> World
     for stage in recipe.stages:
         for what, by in _of_models(stage, prints, tokenizers, narrower):
             store.note(stage, what, by)
-    small = _placed(small, recipe, store)
+    small = _placed(narrowed(small, narrower), recipe, store)
     return World(small, full, store.stood_in, {str(place): key[0] for key, place in places.items()})
 
 
@@ -104,7 +104,8 @@ def _fitting(
         models: dict[Key, Any] = {
             (str(places[key]), None): built(config, device="meta") for key, config in configs.items()
         }
-        if max(_peak(memory(pair, small.dtype)) for pair in pairs(small, models)) <= MOST_BYTES:
+        tried = pairs(narrowed(small, narrower), models)
+        if max(_peak(memory(pair, small.dtype)) for pair in tried) <= MOST_BYTES:
             break
     return configs, narrower
 
