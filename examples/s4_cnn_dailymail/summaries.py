@@ -37,7 +37,7 @@ def greedy_summaries(step: str, file: Path, data: Data, settings: Evaluation) ->
     wanted = sum(1 for _ in read_jsonl(file))
     if len(rows) != wanted:
         raise SystemExit(f"{file}: {wanted - len(rows)} of its {wanted} rows cannot be used; mend them and begin again")
-    texts, _ = answer(Causal(loaded.model), loaded.tokenizer, rows, settings, temperature=0, seed=0)
+    texts = answer(Causal(loaded.model), loaded.tokenizer, rows, settings, temperature=0, seed=0).texts
     return {row.example_id: text for row, text in zip(rows, texts, strict=True)}
 
 
