@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 import torch
+from examples import trainer_kd
 from transformers import TrainingArguments
 
-from examples import trainer_kd
 from potstill import objectives
 from tests import tiny
 from tests.e2e.conftest import ROOT
