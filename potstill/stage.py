@@ -127,6 +127,7 @@ def _job(bench: Bench, training: Training, student: Student) -> Job:
         runtime=bench.runtime,
         folder=training.run.path,
         seed=bench.recipe.seed,
+        kept_channels=_kept_channels(bench.run, stage),
     )
     return Job(
         stage=stage,
@@ -142,6 +143,13 @@ def _job(bench: Bench, training: Training, student: Student) -> Job:
         stop=bench.stop,
         label={"student_after": bench.recipe.method, "equal_time_sft": "equal-time sft"}[training.label],
     )
+
+
+def _kept_channels(run: Run, stage: schema.Stage) -> list[int] | None:
+    """The teacher's channels that the student was cut with; None of one that is as wide, or is not cut from it."""
+    cut_from_teacher = stage.teacher is not None and assembly.source_of(stage)[0] == stage.teacher.model
+    widths: dict[str, list[int]] = run.read("student").get("kept_widths") or {}
+    return widths.get("hidden") if cut_from_teacher else None
 
 
 def _finish(bench: Bench, training: Training, state: State, stored_dtype: torch.dtype) -> None:

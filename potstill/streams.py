@@ -18,6 +18,8 @@ from potstill.data.order import indices, seed_of
 from potstill.data.plain_text import PlainText, StreamedText, plain_text
 from potstill.data.prepare import Prepared
 from potstill.errors import ConfigError
+from potstill.features.matching import Match
+from potstill.inside import Looking
 from potstill.models.families import Family
 from potstill.sampling.distributions import Decoding
 from potstill.sampling.policies import Mixed, Policy, Single, Speculative
@@ -31,11 +33,12 @@ from potstill.sources.rollout import Judge, RolloutSource
 from potstill.sources.source import Source
 from potstill.sources.teacher_text import Place, teacher_text
 from potstill.sources.text_stream import TextStreamSource
-from potstill.teachers.local import OncePerBatch, SignalSource
+from potstill.teachers.local import LookedInto, OncePerBatch, SignalSource
 from potstill.teachers.sparse import SparseTeacher
 from potstill.training.runtime import Runtime
 from potstill.training.step import LiveStream
 from potstill.training.terms import LiveTerm
+from potstill.types import Tap
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Parts:
     runtime: Runtime
     folder: Path
     seed: int
+    kept_channels: Sequence[int] | None = None  # of the teacher's, where the student was cut with them
 
     @property
     def teacher(self) -> Teaching:
@@ -88,7 +92,12 @@ def views_of(stage: schema.Stage) -> dict[str, schema.DatasetSource]:
 
 
 def asked(
-    spec: schema.Stream, teaching: Teaching | None, student: Family, seed: int, total: Total = list
+    spec: schema.Stream,
+    teaching: Teaching | None,
+    student: Family,
+    seed: int,
+    total: Total = list,
+    places: Sequence[Tap] = (),
 ) -> tuple[SignalSource | None, Judge | None]:
     """Who says what the teacher thinks of a batch at each step, and who gives sampled tokens their credit; None where
     a stream does not ask.
@@ -98,6 +107,7 @@ def asked(
         teaching: the teacher. student: who is judged.
         seed: of tokens drawn from the teacher.
         total: sums numbers over processes.
+        places: where the teacher is looked into.
     Raises: ConfigError for a k above the vocabulary.
     """
     if teaching is None:
@@ -105,10 +115,11 @@ def asked(
     credited = next((t.objective for t in spec.terms if isinstance(t.objective, schema.PolicyGradient)), None)
     rollout = schema.rollout_of(spec.source)
     again = credited or (rollout and rollout.num_updates_per_batch > 1)
-    teacher = OncePerBatch(teaching.teacher) if again else teaching.teacher
+    local = LookedInto(teaching.teacher, places) if places else teaching.teacher
+    teacher = OncePerBatch(local) if again else local
     judge = LogRatioJudge(student, teacher, credited, total) if credited else None
     match spec.signal:
-        case schema.LogitsSignal():
+        case schema.LogitsSignal() | schema.HiddenSignal():
             return teacher, judge
         case schema.TopKSignal(k=k) if k > teaching.vocab_size:
             raise ConfigError(f"signal.k is {k} and the vocabulary has {teaching.vocab_size} tokens", "set a smaller k")
@@ -118,9 +129,27 @@ def asked(
 
 
 def _stream(parts: Parts, spec: schema.Stream) -> LiveStream:
-    teacher, judge = asked(spec, parts.teaching, parts.student, parts.seed, parts.runtime.sum)
-    terms = tuple(LiveTerm(spec.name, term) for term in spec.terms)
+    terms = tuple(LiveTerm(spec.name, term, _match(parts, spec.name, term)) for term in spec.terms)
+    places = tuple({tap: None for term in terms if term.match for tap in term.match.teacher_taps})
+    teacher, judge = asked(spec, parts.teaching, parts.student, parts.seed, parts.runtime.sum, places)
     return LiveStream(spec, _source(parts, spec, judge), teacher, terms)
+
+
+def _match(parts: Parts, stream: str, term: schema.Term) -> Match | None:
+    """The layers and channels that meet, of a term that looks inside the models."""
+    if not isinstance(term.objective, schema.FeatureSection):
+        return None
+    looking = Looking(
+        student=parts.student,
+        teacher=parts.teacher.teacher.family,
+        rows=parts.data.validation,
+        kept=parts.kept_channels,
+        tokenizer=parts.tokenizer,
+        runtime=parts.runtime,
+        folder=parts.folder,
+        seed=parts.seed,
+    )
+    return looking.match(f"{stream}/{term.label}", term.objective)
 
 
 # --- Sources ----------------------------------------------------------------------------------------------------------

@@ -5,9 +5,9 @@ Axis words, everywhere: ``batch prompt response vocab topk hidden``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -105,11 +105,31 @@ class StudentOutput:
 
 
 @dataclass(frozen=True)
+class Tap:
+    """A place inside a model: in which of its layers, from 0; of an encoder-decoder model, of its decoder.
+
+    residual: what leaves the layer. mlp: the inner channels that its MLP's last matrix reads. queries, keys, values:
+    of its attention, before positions are added.
+    """
+
+    layer: int
+    place: Literal["residual", "mlp", "queries", "keys", "values"]
+
+
+# What is at some places of a model, aligned to the response: a state stands where the token it predicts is.
+Inside: TypeAlias = Mapping[Tap, Float[Tensor, "batch response channel"]]
+
+
+@dataclass(frozen=True)
 class Live:
-    """Full logits of a teacher, as the hidden states that enter its head, and that head. Constant: no gradient."""
+    """Full logits of a teacher, as the hidden states that enter its head, and that head. Constant: no gradient.
+
+    ``inside`` is what was asked for of its inner layers, of a whole batch: a part of the positions has none.
+    """
 
     hidden: Float[Tensor, "*pos hidden"]
     head: Head
+    inside: Inside = field(default_factory=dict)
 
     def __getitem__(self, at: Any) -> Live:
         return Live(self.hidden[at], self.head)

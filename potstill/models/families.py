@@ -29,6 +29,12 @@ class Family(nn.Module, ABC):
     def forward(self, batch: Batch) -> Float[Tensor, "batch response hidden"]:
         """The states that predict each response token; what stands at padding is arbitrary but finite."""
 
+    @abstractmethod
+    def aligned(
+        self, states: Float[Tensor, "batch tokens channel"], batch: Batch
+    ) -> Float[Tensor, "batch response channel"]:
+        """Of states as the model has them inside, those that predict each response token, as ``forward`` has them."""
+
     @property
     def head(self) -> Head:
         """The output embedding with whatever the family does to its logits (soft cap, scale)."""
@@ -68,10 +74,14 @@ class Causal(Family):
         Rows are moved to the left before the model sees them, so that all padding is on the right, where a causal
         model cannot look: no attention mask is needed, positions count from 0, and padding changes nothing.
         """
-        ids, prompt_lengths = left_aligned(batch)
-        states = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        offsets = torch.arange(batch.response_ids.shape[1], device=ids.device)
-        at = (prompt_lengths[:, None] - 1 + offsets).clamp_max(ids.shape[1] - 1)
+        ids, _ = left_aligned(batch)
+        return self.aligned(self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state, batch)
+
+    def aligned(
+        self, states: Float[Tensor, "batch tokens channel"], batch: Batch
+    ) -> Float[Tensor, "batch response channel"]:
+        offsets = torch.arange(batch.response_ids.shape[1], device=states.device)
+        at = (batch.prompt_mask.sum(1)[:, None] - 1 + offsets).clamp_max(states.shape[1] - 1)
         return states.gather(1, at[..., None].expand(-1, -1, states.shape[-1]))
 
     def generation_inputs(self, batch: Batch) -> dict[str, Any]:
@@ -108,6 +118,11 @@ class Seq2Seq(Family):
             encoder_attention_mask=mask,
             use_cache=False,
         ).last_hidden_state
+
+    def aligned(
+        self, states: Float[Tensor, "batch tokens channel"], batch: Batch
+    ) -> Float[Tensor, "batch response channel"]:
+        return states  # the decoder reads nothing but the response
 
     def generation_inputs(self, batch: Batch) -> dict[str, Any]:
         from transformers.cache_utils import DynamicCache, EncoderDecoderCache

@@ -1,9 +1,10 @@
 """What a student is trained to make small. Free functions, pure, unreduced and unmasked; gradient to the student only.
 
-Most take logits ``[*, vocab]`` and return nats ``[*]``; the estimators take log-probabilities of sampled tokens. They
-need nothing else of potstill: import them into any training loop. More of the kind, by its own names:
-``objectives.sparse`` (top-k and drawn teachers), ``objectives.credit`` (advantages of sampled responses),
-``objectives.features`` (hidden states) and ``objectives.cross_tokenizer`` (models of different tokenizers).
+Most take logits ``[*, vocab]`` and return nats ``[*]``; the estimators take log-probabilities of sampled tokens, and
+four compare hidden states. They need nothing else of potstill: import them into any training loop. More of the kind,
+by its own names: ``objectives.sparse`` (top-k and drawn teachers), ``objectives.credit`` (advantages of sampled
+responses), ``objectives.features`` (maps between states of different widths) and ``objectives.cross_tokenizer``
+(models of different tokenizers).
 """
 
 from potstill.objectives.assistants import assistant_divergence, interpolated_forward_kl
@@ -17,6 +18,7 @@ from potstill.objectives.divergences import (
     skew_reverse_kl,
 )
 from potstill.objectives.estimators import k1, k3, policy_gradient, squared_log_ratio, token_policy_gradient
+from potstill.objectives.features import hidden_correlation, hidden_cosine, hidden_mse, relation_divergence
 from potstill.objectives.likelihood import cross_entropy
 from potstill.objectives.regularisers import embedding_similarity, entropy, unlikelihood
 
@@ -28,6 +30,9 @@ __all__ = [
     "embedding_similarity",
     "entropy",
     "forward_kl",
+    "hidden_correlation",
+    "hidden_cosine",
+    "hidden_mse",
     "interpolated_forward_kl",
     "jeffreys",
     "jensen_shannon",
@@ -35,6 +40,7 @@ __all__ = [
     "k3",
     "logit_matching",
     "policy_gradient",
+    "relation_divergence",
     "reverse_kl",
     "skew_forward_kl",
     "skew_reverse_kl",

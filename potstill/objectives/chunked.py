@@ -21,7 +21,7 @@ from torch import Tensor
 from potstill.types import Batch, Head, Live, StudentOutput, TeacherLogits, TeacherSignal
 
 if TYPE_CHECKING:
-    from potstill.recipe.objectives import Reads
+    from potstill.recipe.objective import Reads
 
 MIN_CHUNK = 128  # positions in a matrix product: fewer leave it waiting for the weights
 GPU_CHUNK = 1024
@@ -85,6 +85,8 @@ class Chunk:
                 return self.student_logits, *self._earlier_tokens(), self.target_ids
             case "response":
                 return self.student_logits, self.embeddings, torch.ones_like(self.target_ids, dtype=torch.bool)
+            case "inside":
+                raise ValueError(f"{term.name} is about what is inside the models, and a chunk has their logits")
 
     def _earlier_tokens(self) -> tuple[Int[Tensor, "chunk response"], Bool[Tensor, "chunk response"]]:
         rows, columns = self.places

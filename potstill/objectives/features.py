@@ -24,12 +24,12 @@ def hidden_mse(
     student_hidden: Float[Tensor, "*pos hidden"],
     teacher_hidden: Float[Tensor, "*pos hidden"],
     *,
-    normalise: bool = False,
+    normalise: bool = True,
 ) -> Float[Tensor, "*pos"]:
     """Mean over channels of the squared difference of two states.
 
     States of a residual stream grow with depth, and with them this loss; ``normalise`` brings each state to the length
-    of one whose channels have size 1, so that layers weigh the same.
+    of one whose channels have size 1, so that layers weigh the same. It is then twice ``hidden_cosine``.
 
     Args:
         student_hidden: gradient flows.

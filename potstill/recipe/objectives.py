@@ -9,25 +9,16 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from potstill.recipe.features import AnyFeature
+from potstill.recipe.objective import ObjectiveSection, Reads
 from potstill.recipe.schedules import CurriculumSkew, Scheduled, TaidSchedule, bounds
 from potstill.recipe.section import Between, Finite, Fraction, Positive, Section, named
 
-# What an objective is given beside the student's logits: a teacher; the response's own tokens; nothing; the earlier
-# tokens of the response and its own; or the logits of the whole response at once, with the embeddings.
-Reads: TypeAlias = Literal["teacher", "tokens", "student", "earlier_tokens", "response"]
 DENSE = ("logits",)
 MERGED = ("logits", "top_k")
 LINEAR = ("logits", "top_k", "sampled")
 Skew = Annotated[float, Field(strict=True, ge=0, lt=1)]
 Curriculum = Annotated[CurriculumSkew, BeforeValidator(named)]
-
-
-class ObjectiveSection(Section):
-    """An objective by its function's name, or by ``function`` where the recipe's word is another."""
-
-    in_nats: ClassVar[bool] = True  # the unit of its value
-    function: ClassVar[str | None] = None
-    made_elsewhere: ClassVar[tuple[str, ...]] = ()  # settings that are not the function's
 
 
 class CrossEntropy(ObjectiveSection):
@@ -246,7 +237,9 @@ AnyDivergence: TypeAlias = (
     | AssistantDivergence
     | LogitMatching
 )
-AnyObjective: TypeAlias = AnyDivergence | CrossEntropy | Entropy | Unlikelihood | EmbeddingSimilarity | PolicyGradient
+AnyObjective: TypeAlias = (
+    AnyDivergence | CrossEntropy | Entropy | Unlikelihood | EmbeddingSimilarity | PolicyGradient | AnyFeature
+)
 
 NOT_LOSSES = {
     "k1": "its gradient is zero on average, whatever the teacher says",

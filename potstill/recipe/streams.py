@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
+from potstill.recipe.features import FeatureSection
 from potstill.recipe.objectives import Objective, PolicyGradient, TeacherSection
 from potstill.recipe.schedules import CurriculumSkew, Schedule, Scheduled, bounds
 from potstill.recipe.section import Count, Finite, Positive, Section, named
@@ -34,7 +35,7 @@ class Term(Section):
     @property
     def needs_teacher(self) -> bool:
         score = self.weighting.score
-        compares = isinstance(self.objective, TeacherSection | PolicyGradient)
+        compares = isinstance(self.objective, TeacherSection | PolicyGradient | FeatureSection)
         return compares or bool(score and score not in STUDENT_SCORES)
 
     @field_validator("coefficient")
@@ -56,6 +57,12 @@ class LogitsSignal(Section):
     """All of the teacher's logits."""
 
     name: Literal["logits"] = "logits"
+
+
+class HiddenSignal(Section):
+    """What is inside the teacher, at the layers that the terms name, and no logits."""
+
+    name: Literal["hidden"] = "hidden"
 
 
 class TopKSignal(Section):
@@ -80,7 +87,7 @@ class TokenLogprobsSignal(Section):
     name: Literal["token_logprobs"] = "token_logprobs"
 
 
-AnySignal: TypeAlias = NoSignal | TokenLogprobsSignal | LogitsSignal | TopKSignal | SampledSignal
+AnySignal: TypeAlias = NoSignal | TokenLogprobsSignal | LogitsSignal | HiddenSignal | TopKSignal | SampledSignal
 Signal = Annotated[Annotated[AnySignal, Field(discriminator="name")], BeforeValidator(named)]
 
 
@@ -96,13 +103,15 @@ class Stream(Section):
     def _signal_fits_terms(self) -> Self:
         needy = [
             f"objective {term.objective.name}"
-            if isinstance(term.objective, TeacherSection | PolicyGradient)
+            if isinstance(term.objective, TeacherSection | PolicyGradient | FeatureSection)
             else f"weighting {term.weighting.name}"
             for term in self.terms
             if term.needs_teacher
         ]
         if needy and self.signal.name == "none":
-            raise ValueError(f"{needy[0]} compares with a teacher but signal is none. Set signal to logits")
+            inside = all(isinstance(term.objective, FeatureSection) for term in self.terms if term.needs_teacher)
+            wanted = "hidden" if inside else "logits"
+            raise ValueError(f"{needy[0]} compares with a teacher but signal is none. Set signal to {wanted}")
         if not needy and self.signal.name != "none":
             raise ValueError(f"signal is {self.signal.name} but no term compares with the teacher. Set signal to none")
         for term in self.terms:
@@ -126,6 +135,18 @@ class Stream(Section):
 
     def _check_form(self, term: Term) -> None:
         """Refuse a term that cannot be computed from this form of teacher."""
+        if isinstance(term.objective, FeatureSection) and self.signal.name not in ("none", *term.objective.signals):
+            raise ValueError(
+                f"objective {term.objective.name} compares what is inside both models, and signal is "
+                f"{self.signal.name}. Set signal to {' or '.join(term.objective.signals)}"
+            )
+        if isinstance(self.signal, HiddenSignal):
+            if term.needs_teacher and (not isinstance(term.objective, FeatureSection) or term.weighting.score):
+                raise ValueError(
+                    f"objective {term.objective.name} with weighting {term.weighting.name} needs the teacher's logits, "
+                    "and signal is hidden. Set signal to logits"
+                )
+            return
         if isinstance(self.signal, TokenLogprobsSignal) and term.needs_teacher:
             if not isinstance(term.objective, PolicyGradient) or term.weighting.score:
                 raise ValueError(

@@ -12,6 +12,7 @@ from potstill.recipes.distillm import distillm
 from potstill.recipes.distillm2 import distillm2
 from potstill.recipes.entropy_aware import entropy_aware
 from potstill.recipes.f_distill import f_distill
+from potstill.recipes.feature_kd import feature_kd
 from potstill.recipes.gkd import gkd
 from potstill.recipes.imitkd import imitkd
 from potstill.recipes.kd import kd
@@ -39,6 +40,7 @@ METHODS: dict[str, Callable[..., Recipe]] = {
     "distillm2": distillm2,
     "taid": taid,
     "teacher_assistant": teacher_assistant,
+    "feature_kd": feature_kd,
     "abkd": abkd,
     "akl": akl,
     "f_distill": f_distill,

@@ -68,7 +68,7 @@ def teacher_assistant(
         direct: what the chain is compared with: equally many steps, equally much compute.
         gate: whether an assistant has to be better than the next student is untaught.
     """
-    stage = _stage_of(stage_method)
+    stage = stage_of(stage_method)
     names = ["assistant", *(f"assistant-{at + 2}" for at in range(len(assistants) - 1)), RESULT]
     chain = [
         stage.model_copy(
@@ -88,7 +88,7 @@ def teacher_assistant(
     return Recipe(method="teacher_assistant", result=RESULT, stages=(*chain, *beside))
 
 
-def _stage_of(method: str) -> Stage:
+def stage_of(method: str) -> Stage:
     """The stage of a built-in method. Raises: ValueError for one that has no single stage with a teacher."""
     from potstill.recipes import METHODS  # of which this is one
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 from weakref import finalize
 
 import torch
 
+from potstill.models import taps
 from potstill.models.families import Family
-from potstill.types import Batch, Live, TeacherSignal
+from potstill.types import Batch, Live, Tap, TeacherSignal
 
 
 class SignalSource(Protocol):
@@ -33,6 +36,21 @@ class LocalTeacher:
     def signal(self, batch: Batch) -> Live:
         """What the teacher says about each response token. Constant."""
         return Live(self.family(batch), self.family.head)
+
+
+class LookedInto:
+    """A local teacher that tells what it has inside, too."""
+
+    def __init__(self, teacher: LocalTeacher, places: Sequence[Tap]):
+        self.family = teacher.family
+        self._teacher = teacher
+        self._places = tuple(places)
+
+    def signal(self, batch: Batch) -> Live:
+        """What the teacher says about each response token, and what it has at the places inside. Constant."""
+        with taps.tapping(self.family, self._places) as seen:
+            said = self._teacher.signal(batch)
+        return replace(said, inside=taps.read(self.family, seen, batch))
 
 
 class Remembering:

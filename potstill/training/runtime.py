@@ -54,6 +54,14 @@ class Runtime:
         """Gradients are exchanged with the last micro-batch only."""
         return nullcontext() if last or self.world_size == 1 else module.no_sync()  # type: ignore[operator]
 
+    def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Average the gradients of parameters that are behind no wrapper; one without a gradient has 0."""
+        for parameter in parameters if self.world_size > 1 else ():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= self.world_size
+
     def sum(self, values: Sequence[float]) -> list[float]:
         """Each value summed over all processes."""
         if self.world_size == 1:

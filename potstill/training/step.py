@@ -11,13 +11,15 @@ from torch import Tensor, nn
 
 from potstill import recipe, weighting
 from potstill.errors import NumericsError
+from potstill.features.matching import Match, parameters_of
 from potstill.models.families import Family, evaluating
-from potstill.objectives.chunked import BoundTerm, Chunk, evaluate_terms, select
+from potstill.objectives.chunked import BoundTerm, Chunk, select
 from potstill.sources.source import Share, Source
 from potstill.teachers.local import SignalSource
 from potstill.training.runtime import Runtime
 from potstill.training.terms import LiveTerm
-from potstill.types import Batch, StudentOutput, TeacherSignal
+from potstill.training.values import evaluate, run_student
+from potstill.types import Batch, Tap, TeacherSignal
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,16 @@ class LiveStream:
     source: Source
     teacher: SignalSource | None
     terms: tuple[LiveTerm, ...]
+
+    @property
+    def matches(self) -> tuple[Match, ...]:
+        """Of the terms that look inside the models."""
+        return tuple(term.match for term in self.terms if term.match is not None)
+
+    @property
+    def places(self) -> tuple[Tap, ...]:
+        """Where the student is looked into."""
+        return tuple({tap: None for match in self.matches for tap in match.student_taps})
 
 
 @dataclass(frozen=True)
@@ -96,16 +108,18 @@ def train_step(
     for index, micro in enumerate(micro_batches):
         with runtime.autocast(), runtime.accumulating(wrapped, last=index == len(micro_batches) - 1):
             signal = micro.ask()
-            output = StudentOutput(wrapped(micro.batch), student.head)
-            terms = bound(micro, divide_by, runtime, progress)
-            total, term_values = evaluate_terms(output, signal, micro.batch, terms)
+            output, inside = run_student(student, wrapped, micro.batch, micro.stream.places)
+            terms, matches = bound(micro, divide_by, runtime, progress), [term.match for term in micro.stream.terms]
+            total, term_values = evaluate(output, inside, signal, micro.batch, terms, matches)
             # The wrapper averages over processes; every term is already a share of a global mean, so undo it.
             (total * runtime.world_size).backward()
         values.append(term_values)
     result = _reduce(micro_batches, values, runtime, progress)
     if not all(math.isfinite(value) for value in result.values.values()):
         raise _blame(student, micro_batches, divide_by, runtime, progress)
-    result = replace(result, grad_norm=_clip(student, max_grad_norm))
+    maps = parameters_of([match for stream in streams for match in stream.matches])
+    runtime.average_gradients(maps)
+    result = replace(result, grad_norm=_clip(student, maps, max_grad_norm))
     optimizer.step()
     for term in (term for stream in streams for term in stream.terms):
         term.observe(result.values[term.key], progress)
@@ -210,12 +224,13 @@ def _selected(micro_batches: Sequence[MicroBatch], runtime: Runtime) -> dict[str
     return {key: summed[at] / summed[at + len(kept)] for at, key in enumerate(kept)}
 
 
-def _clip(student: Family, max_norm: float) -> float:
-    """Clip the gradient to a global norm and return the norm it had.
+def _clip(student: Family, maps: Sequence[nn.Parameter], max_norm: float) -> float:
+    """Clip the gradient, that of maps of channels included, to a global norm and return the norm it had.
 
     Raises: NumericsError, naming the first parameter at fault, where it is not finite.
     """
-    trained = {name: p for name, p in student.model.named_parameters() if p.grad is not None}
+    named = [*student.model.named_parameters(), *((f"map {at} of channels", p) for at, p in enumerate(maps))]
+    trained = {name: p for name, p in named if p.grad is not None}
     norm = float(nn.utils.clip_grad_norm_(trained.values(), max_norm))
     if not math.isfinite(norm):
         guilty = next(
@@ -239,24 +254,36 @@ def _blame(
     """Look again, position by position, for what was not finite: whose logits, which term, which examples."""
     for micro in micro_batches:
         with runtime.autocast():
-            positions = select(student.output(micro.batch), micro.ask(), micro.batch, micro.batch.response_mask)
+            output, inside = run_student(student, student, micro.batch, micro.stream.places)
+            signal, terms = micro.ask(), bound(micro, divide_by, runtime, progress)
+            for term, live in zip(terms, micro.stream.terms, strict=True):
+                if live.match is None:
+                    continue
+                _, value = evaluate(output, inside, signal, micro.batch, [term], [live.match])
+                if not value.isfinite().all():
+                    return _not_finite(term.name, "what is inside one of the models", micro.batch.example_ids)
+            positions = select(output, signal, micro.batch, micro.batch.response_mask)
             for _, chunk in positions.chunks():
-                for term in bound(micro, divide_by, runtime, progress):
-                    if term.reads == "response":
-                        continue  # of finite logits it is finite
+                for term in terms:
+                    if term.reads in ("response", "inside"):
+                        continue  # of finite logits the first is finite, and the second was looked at
                     bad = ~term.objective(*chunk.arguments(term), **chunk.settings(term)).isfinite()
                     if not bad.any():
                         continue
                     rows = sorted(set(chunk.places[0][bad].tolist()))
-                    names = ", ".join(micro.batch.example_ids[row] for row in rows)
-                    return NumericsError(
-                        f"{term.name} is not finite ({_whose_logits(chunk[bad])}) on {names}; "
-                        "the student was not updated",
-                        "look at these examples; lower optimizer.learning_rate or use dtype=float32 if they are sound; "
-                        "`potstill resume` goes on from the last checkpoint",
+                    return _not_finite(
+                        term.name, _whose_logits(chunk[bad]), [micro.batch.example_ids[row] for row in rows]
                     )
     return NumericsError(
         "a term is not finite on another process; the student was not updated", "see that process's message"
+    )
+
+
+def _not_finite(term: str, whose: str, example_ids: Sequence[str]) -> NumericsError:
+    return NumericsError(
+        f"{term} is not finite ({whose}) on {', '.join(example_ids)}; the student was not updated",
+        "look at these examples; lower optimizer.learning_rate or use dtype=float32 if they are sound; "
+        "`potstill resume` goes on from the last checkpoint",
     )
 
 

@@ -8,16 +8,18 @@ from typing import Any
 from torch import Tensor
 
 from potstill import objectives, recipe, schedules
+from potstill.features.matching import Match
 from potstill.objectives.chunked import BoundTerm
 from potstill.types import Batch
 
 
 class LiveTerm:
-    """A term and the schedules of its coefficient and of its objective's settings."""
+    """A term and the schedules of its coefficient and of its objective's settings; ``match`` where it looks inside."""
 
-    def __init__(self, stream: str, spec: recipe.Term):
+    def __init__(self, stream: str, spec: recipe.Term, match: Match | None = None):
         self.key = f"{stream}/{spec.label}"
         self.spec = spec
+        self.match = match
         elsewhere = ("name", *spec.objective.made_elsewhere)
         fields = [name for name in type(spec.objective).model_fields if name not in elsewhere]
         settings = {name: getattr(spec.objective, name) for name in fields}

@@ -13,9 +13,11 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from potstill import recipe
 from potstill.errors import CheckpointError, ConfigError
+from potstill.features.matching import Match
 from potstill.models.families import Family
 from potstill.run import Run
 from potstill.training import checkpoint, optim
@@ -79,7 +81,7 @@ def fit(job: Job, resume_from: Checkpoint | None = None) -> State:
     stage, runtime = job.stage, job.runtime
     check_batch(stage.batch, runtime.world_size)
     wrapped = runtime.wrap(job.student)
-    optimizer = optim.build(job.student, stage.optimizer)
+    optimizer = optim.build(nn.ModuleList([job.student, *_maps(job).values()]), stage.optimizer)
     state = _restore(job, optimizer, resume_from)
     log = MetricsLog(job.run.metrics_file if runtime.is_main else None, state.metrics_length)
     with (
@@ -171,6 +173,11 @@ def _terms(job: Job) -> Iterator[LiveTerm]:
     return (term for stream in job.streams for term in stream.terms)
 
 
+def _maps(job: Job) -> dict[str, Match]:
+    """What brings the models' channels together, by the term's key: trained and kept with the student, not of it."""
+    return {term.key: term.match for term in _terms(job) if term.match is not None}
+
+
 def _source_figures(job: Job) -> dict[str, float]:
     """What the sources tell of the step; seconds stand with the other times."""
     told = ((stream.spec.name, *figure) for stream in job.streams for figure in stream.source.figures().items())
@@ -239,6 +246,8 @@ def _save(job: Job, optimizer: torch.optim.Optimizer, state: State, log: Metrics
             job.student.model.save_pretrained(writer.student)
             job.tokenizer.save_pretrained(writer.student)
             torch.save(optimizer.state_dict(), writer.file("optimizer.pt"))
+            if maps := _maps(job):
+                torch.save({key: match.state_dict() for key, match in maps.items()}, writer.file("maps.pt"))
             writer.file("trainer.json").write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
         runtime.barrier()
         if runtime.is_main:
@@ -264,6 +273,9 @@ def _restore(job: Job, optimizer: torch.optim.Optimizer, resume_from: Checkpoint
         return fresh
     state = State(**resume_from.read_json("trainer.json"))
     _check_settings(resume_from, state, fresh)
+    maps = resume_from.read_tensors("maps.pt") if _maps(job) else {}
+    for key, match in _maps(job).items():
+        match.load_state_dict(maps[key])
     optimizer.load_state_dict(resume_from.read_tensors("optimizer.pt"))
     process = resume_from.read_tensors(f"process-{job.runtime.rank:05d}.pt")
     torch.set_rng_state(process["cpu_rng"])

@@ -23,6 +23,10 @@ FAMILIES: dict[str, Callable[[int], Any]] = {
 ENCODER_DECODER = ("t5", "t5_untied_gated", "bart")
 OBJECTIVES = [section().name for section in get_args(recipe.AnyObjective)]
 DIVERGENCES = [section().name for section in get_args(recipe.AnyDivergence)]
+FEATURES = [section().name for section in get_args(recipe.AnyFeature)]
+SETTINGS: dict[str, dict[str, Any]] = {"interpolated_forward_kl": {"t": 0.5}} | {
+    name: {"channels": "all"} for name in FEATURES if name != "relation_divergence"
+}
 WEIGHTINGS: dict[str, dict[str, Any]] = {section().name: {} for section in get_args(recipe.AnyWeighting)} | {
     "top_fraction": {"fraction": 0.4, "score": "forward_kl"},
     "entropy_gate": {"threshold": 3.0},
@@ -31,17 +35,19 @@ SIGNALS: dict[str, dict[str, Any]] = {
     "none": {},
     "token_logprobs": {},
     "logits": {},
+    "hidden": {},
     "top_k": {"k": 5},
     "sampled": {"draws": 20},
 }
 OF_SAMPLED_TOKENS = {"policy_gradient", "importance"}  # what stands in a stream of rollouts alone
 
 
-def stream(objective: str, signal: str, weighting: str, reduction: str = "token_mean") -> recipe.Stream | None:
+def stream(
+    objective: str, signal: str, weighting: str, reduction: str = "token_mean", **settings: Any
+) -> recipe.Stream | None:
     """A stream of one term; None where the schema refuses the combination."""
-    settings = {"t": 0.5} if objective == "interpolated_forward_kl" else {}
     term = {
-        "objective": {"name": objective} | settings,
+        "objective": {"name": objective} | SETTINGS.get(objective, {}) | settings,
         "weighting": {"name": weighting} | WEIGHTINGS[weighting],
         "reduction": reduction,
     }

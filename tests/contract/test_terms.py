@@ -11,19 +11,22 @@ import torch
 from torch import Tensor
 
 from potstill import assembly, recipe, streams
+from potstill.features.building import Between, build_match
+from potstill.features.matching import Match
 from potstill.models.families import Family
-from potstill.objectives.chunked import evaluate_terms
 from potstill.sources.credit import LogRatioJudge
 from potstill.teachers.local import LocalTeacher, Remembering
 from potstill.training.runtime import Runtime
 from potstill.training.step import LiveStream, bound, denominators, weighed
 from potstill.training.terms import LiveTerm
+from potstill.training.values import evaluate, run_student
 from potstill.types import Batch, Credit
 from tests import tiny
 from tests.contract.table import (
     DIVERGENCES,
     ENCODER_DECODER,
     FAMILIES,
+    FEATURES,
     OBJECTIVES,
     SIGNALS,
     WEIGHTINGS,
@@ -33,6 +36,7 @@ from tests.contract.table import (
 )
 
 LENGTHS = [(3, 7), (6, 1), (1, 9), (4, 4)]
+OF_THE_WHOLE = "hidden_correlation"  # a figure of all tokens at once: which share a micro-batch changes it
 RUNTIME = Runtime(torch.device("cpu"), torch.float64)
 every_family = pytest.mark.parametrize("kind", FAMILIES)
 every_combination = pytest.mark.parametrize(("objective", "signal", "weighting"), list(combinations()))
@@ -45,9 +49,17 @@ def models(kind: str) -> tuple[Family, Family]:
 
 def live(spec: recipe.Stream, student: Family, teacher: Family) -> LiveStream:
     teaching = assembly.Teaching(LocalTeacher(teacher), Remembering(LocalTeacher(teacher)), tiny.VOCAB, "", 0)
-    terms = tuple(LiveTerm(spec.name, term) for term in spec.terms)
-    signal, _ = streams.asked(spec, teaching, student, seed=1)
+    terms = tuple(LiveTerm(spec.name, term, matched(term, student, teacher)) for term in spec.terms)
+    places = [tap for term in terms if term.match for tap in term.match.teacher_taps]
+    signal, _ = streams.asked(spec, teaching, student, seed=1, places=places)
     return LiveStream(spec, None, signal, terms)  # type: ignore[arg-type]
+
+
+def matched(term: recipe.Term, student: Family, teacher: Family) -> Match | None:
+    if not isinstance(term.objective, recipe.FeatureSection):
+        return None
+    between = Between(student, teacher, None, 0, lambda: torch.ones(9), lambda *_: {})
+    return build_match(term.objective, between)
 
 
 def sampled(student: Family, teacher: Family, batch: Batch) -> Batch:
@@ -72,7 +84,9 @@ def step(
     loss = 0.0
     for micro in micro_batches:
         terms = bound(micro, divide_by, RUNTIME, progress=0.5)
-        total, _ = evaluate_terms(student.output(micro.batch), micro.ask(), micro.batch, terms, chunk_size)
+        output, inside = run_student(student, student, micro.batch, micro.stream.places)
+        matches = [term.match for term in micro.stream.terms]
+        total, _ = evaluate(output, inside, micro.ask(), micro.batch, terms, matches, chunk_size)
         total.backward()
         loss += total.item()
     return loss, {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}
@@ -115,6 +129,9 @@ def test_layout_changes_nothing(objective: str, signal: str, weighting: str) -> 
         assert max(gradient.abs().max() for gradient in expected[1].values()) > 1e-9
         padded = sampled(student, teacher, tiny.batch(LENGTHS, extra_left=3, extra_right=4))
         same(step(student, teacher, spec, [padded]), expected)
+        same(step(student, teacher, spec, [rows(batch, 3, 0, 2, 1)], chunk_size=4), expected)
+        if objective == OF_THE_WHOLE:
+            continue
         same(step(student, teacher, spec, [rows(batch, index) for index in range(4)]), expected)
         same(step(student, teacher, spec, [rows(batch, 3, 1), rows(batch, 0, 2)], chunk_size=4), expected)
 
@@ -130,7 +147,8 @@ def test_layout_changes_nothing_for_an_encoder_decoder(kind: str, objective: str
     expected = step(student, teacher, spec, [batch])
     assert expected[0] != 0
     assert max(gradient.abs().max() for gradient in expected[1].values()) > 1e-9
-    same(step(student, teacher, spec, [rows(batch, 3, 1), rows(batch, 0, 2)], chunk_size=4), expected)
+    parts = [rows(batch, 3, 1, 0, 2)] if objective == OF_THE_WHOLE else [rows(batch, 3, 1), rows(batch, 0, 2)]
+    same(step(student, teacher, spec, parts, chunk_size=4), expected)
 
 
 @every_family
@@ -151,6 +169,23 @@ def test_zero_with_zero_gradient_where_the_student_is_the_teacher(kind: str, obj
 
 
 @every_family
+@pytest.mark.parametrize("signal", ["logits", "hidden"])
+@pytest.mark.parametrize("objective", FEATURES)
+def test_what_is_inside_is_at_0_with_gradient_0_where_the_student_is_the_teacher(
+    kind: str, objective: str, signal: str
+) -> None:
+    diagonal = {"off_diagonal_weight": 0.0} if objective == OF_THE_WHOLE else {}  # the rest is the teacher's own
+    spec = stream(objective, signal, "uniform", layers={"name": "uniform"}, **diagonal)
+    assert spec is not None
+    student, _ = models(kind)
+    loss, gradient = step(student, family(kind, 0), spec, [tiny.batch(LENGTHS)])
+    assert abs(loss) < 1e-12
+    assert all(part.abs().max() < 1e-10 for part in gradient.values())
+    other, _ = step(student, family(kind, 1), spec, [tiny.batch(LENGTHS)])
+    assert other > 1e-3
+
+
+@every_family
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_family_trains_on_every_objective(kind: str, objective: str) -> None:
     """Steps down the gradient lower the loss, and what teaches decides where to."""
@@ -159,7 +194,7 @@ def test_every_family_trains_on_every_objective(kind: str, objective: str) -> No
     assert spec is not None
     batch = sampled(student, teacher, tiny.batch(LENGTHS))
     before, gradient = step(student, teacher, spec, [batch])
-    if objective in DIVERGENCES:
+    if objective in DIVERGENCES + FEATURES:
         _, other = step(student, family(kind, 2), spec, [batch])
         assert max((gradient[name] - other[name]).abs().max() for name in gradient) > 1e-6
     size = sum(part.square().sum() for part in gradient.values()) ** 0.5
@@ -183,6 +218,8 @@ def test_the_table_has_the_pairs_that_the_mathematics_allows() -> None:
         "total_variation",
         "squared_hellinger",
     }
+    assert {objective for objective, signal in allowed if signal == "hidden"} == set(FEATURES)
+    assert {signal for objective, signal in allowed if objective in FEATURES} == {"hidden", "logits"}
     assert {objective for objective, signal in allowed if signal == "token_logprobs"} == {"policy_gradient"}
     assert {signal for objective, signal in allowed if objective == "policy_gradient"} == {"logits", "token_logprobs"}
     assert {objective for objective, _, weighting in combinations() if weighting == "importance"} == set(OBJECTIVES)

@@ -57,7 +57,9 @@ def grad(function: Callable[[Tensor, Tensor], Tensor], s: Tensor, t: Tensor) -> 
 
 
 def test_mse_and_cosine_equal_their_definitions() -> None:
-    torch.testing.assert_close(hidden_mse(S, T), ((S - T) ** 2).sum(-1) / 8, rtol=0, atol=1e-13)
+    plain = hidden_mse(S, T, normalise=False)
+    torch.testing.assert_close(plain, ((S - T) ** 2).sum(-1) / 8, rtol=0, atol=1e-13)
+    torch.testing.assert_close(hidden_mse(S, T), 2 * hidden_cosine(S, T), rtol=0, atol=1e-13)
     cosine = (S * T).sum(-1) / S.norm(dim=-1) / T.norm(dim=-1)
     torch.testing.assert_close(hidden_cosine(S, T), 1 - cosine, rtol=0, atol=1e-13)
     torch.testing.assert_close(normalised_mse(S, T), 2 * hidden_cosine(S, T), rtol=0, atol=1e-12)

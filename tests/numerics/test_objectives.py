@@ -44,6 +44,10 @@ INTERFACE = {
         "(student_logits, target_ids, *, behaviour_logprobs, advantages, importance_weights=None, clip=None, "
         "clip_weights=False, temperature=1.0)"
     ),
+    "hidden_mse": "(student_hidden, teacher_hidden, *, normalise=True)",
+    "hidden_cosine": "(student_hidden, teacher_hidden)",
+    "hidden_correlation": "(student_hidden, teacher_hidden, mask, *, off_diagonal_weight=0.005)",
+    "relation_divergence": "(student_states, teacher_states, mask, *, causal=True)",
     "squared_log_ratio": "(student_logprobs, teacher_logprobs)",
     "k1": "(student_logprobs, teacher_logprobs)",
     "k3": "(student_logprobs, teacher_logprobs)",
@@ -89,7 +93,7 @@ def test_recipe_settings_are_the_functions_keywords_with_the_same_defaults(
     }
 
 
-def test_every_objective_of_logits_can_stand_in_a_recipe() -> None:
+def test_every_objective_can_stand_in_a_recipe() -> None:
     sections = get_args(recipe.AnyObjective)
     inside = {function_of(section) for section in sections}
     assert inside == set(objectives.__all__) - OF_SAMPLED_TOKENS

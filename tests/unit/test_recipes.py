@@ -120,6 +120,13 @@ OTHER: dict[str, Other] = {
         "batches_per_rollout": (2, {}),
     },
     "taid": {"start": (0.2, {}), "end": (0.9, {}), "rate": (0.1, {}), "momentum": (0.5, {})},
+    "feature_kd": {
+        "stage_method": ("gkd", {}),
+        "feature": ("hidden_correlation", {}),
+        "feature_weight": (0.5, {}),
+        "text": ("teacher", {}),
+        "max_new_tokens": (9, {"text": "student"}),
+    },
     "teacher_assistant": {
         "stage_method": ("gkd", {}),
         "teacher": ("gpt2-xl", {}),
@@ -564,7 +571,8 @@ def test_on_policys_settings_are_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    "method", sorted(METHODS.keys() - {"sft", "kd", "step_by_step", "anli_minillm", "teacher_assistant"})
+    "method",
+    sorted(METHODS.keys() - {"sft", "kd", "step_by_step", "anli_minillm", "teacher_assistant", "feature_kd"}),
 )
 def test_methods_that_are_to_be_compared_train_as_long_and_as_fast(method: str) -> None:
     stage = load(method).stage
