@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from hashlib import file_digest
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
 from potstill import assembly, recipe_io
 from potstill import recipe as schema
+from potstill.data.datasets import place_shown
+from potstill.data.gathering import digest_of
 from potstill.environment import environment
+from potstill.errors import DataError
 from potstill.models.fingerprint import fingerprint_of
 from potstill.run import STAGES, Run, remove_folder, write_text
 
@@ -25,10 +28,33 @@ LEFT_BEHIND = ("checkpoints", ".lock", "report.html")
 
 
 def models_of(recipe: schema.Recipe) -> dict[str, str]:
-    """A hash of each model that a stage reads, by its part."""
+    """A hash of each model that a stage reads, and of each file beside its rows, by its part."""
     stage = recipe.stage
     named = {"student": assembly.source_of(stage)[0]} | ({"teacher": stage.teacher.model} if stage.teacher else {})
-    return {part: fingerprint_of(name) for part, name in named.items()}
+    return {part: fingerprint_of(name) for part, name in named.items()} | dict(_files_beside(stage))
+
+
+def _files_beside(stage: schema.Stage) -> Iterator[tuple[str, str]]:
+    """What a stage reads beside models and rows: annotations, plain text, chosen channels; of a folder, its files."""
+    named = {"annotations": stage.data.annotations}
+    for stream in stage.streams:
+        if isinstance(stream.source, schema.DatasetSource):
+            named[f"text of {stream.name}"] = stream.source.path
+        for term in stream.terms:
+            channels = getattr(term.objective, "channels", None)
+            named[f"channels of {stream.name}/{term.label}"] = getattr(channels, "file", None)
+    for part, name in named.items():
+        if name is not None and (place := Path(name)).exists():
+            yield part, _digest(sorted(place.rglob("*")) if place.is_dir() else [place])
+
+
+def _digest(files: Sequence[Path]) -> str:
+    digest = sha256()
+    for file in files:
+        if file.is_file():
+            with open(file, "rb") as handle:
+                digest.update(file.name.encode() + file_digest(handle, "sha256").digest())
+    return digest.hexdigest()
 
 
 def find(run: Run, recipe_sha256: str, recipe: schema.Recipe, device: str) -> Run | None:
@@ -64,12 +90,11 @@ def _files(made: Run) -> Iterator[dict[str, Any]]:
 
 
 def _is_there(told: dict[str, Any]) -> bool:
-    """Whether a file of rows is what it was; one that has no name here is the package's own."""
-    file = Path(str(told.get("file")))
-    if not file.is_file():
+    """Whether a file of rows, or the split that a name stands for, is what it was."""
+    try:
+        return digest_of(place_shown(str(told.get("file")))) == told.get("sha256")
+    except (OSError, DataError):
         return False
-    with open(file, "rb") as handle:
-        return file_digest(handle, "sha256").hexdigest() == told.get("sha256")
 
 
 def take_over(made: Run, run: Run, recipe: schema.Recipe) -> None:

@@ -49,6 +49,12 @@ def shown(place: Place) -> str:
     return str(place)
 
 
+def place_shown(text: str) -> Place:
+    """The place that ``shown`` has named. Raises: DataError as ``place_of``."""
+    folder, _, file = text.partition("/")
+    return _STARTER_FOLDER / file if folder == STARTER and file else place_of(text)
+
+
 def place_of(text: str) -> Place:
     """The named split or the path that a text means. Raises: DataError for a split of a data set that is not known."""
     found = _NAMED.fullmatch(text)

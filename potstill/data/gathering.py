@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 from potstill.data import datasets
 from potstill.data.annotations import PALM, annotated, has_outputs
 from potstill.data.catalogue import DATASETS, load
+from potstill.data.catalogue.loading import files_of
 from potstill.data.datasets import Named, Place
 from potstill.data.examples import Example
 from potstill.data.formats import check_fields, example_of
@@ -120,8 +121,27 @@ def sifted(place: Place, config: Data, check: Callable[[Example], Example]) -> t
         return _named(place, check)
     found = sift(read_rows(place, names=datasets.NAMES), lambda row: check(example_of(row, config)))
     _check_named(place, config, found)
-    with open(place, "rb") as handle:
-        return found, file_digest(handle, "sha256").hexdigest()
+    return found, _sha256(place)
+
+
+def digest_of(place: Place) -> str:
+    """The SHA-256 that ``sifted`` gives with the rows, without reading them.
+
+    Raises: DataError for a split that is not here; OSError for a file.
+    """
+    if isinstance(place, Named):
+        files = files_of(DATASETS[place.name], place.split)
+        return _joined(_sha256(file) for file in files)
+    return _sha256(place)
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as handle:
+        return file_digest(handle, "sha256").hexdigest()
+
+
+def _joined(digests: Iterable[str]) -> str:
+    return sha256("".join(sorted(digests)).encode()).hexdigest()
 
 
 def _check_named(place: Path, config: Data, found: Sifted) -> None:
@@ -144,5 +164,4 @@ def _named(place: Named, check: Callable[[Example], Example]) -> tuple[Sifted, s
             examples.append(check(item.example()))
         except ValueError as reason:  # Unusable is one
             bad.append(BadRow(item.id, str(reason), item.prompt[:EXCERPT_CHARS]))
-    digest = sha256("".join(sorted(loaded.sha256.values())).encode()).hexdigest()
-    return Sifted(tuple(examples), tuple(bad)), digest
+    return Sifted(tuple(examples), tuple(bad)), _joined(loaded.sha256.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,40 @@ def test_another_runs_stages_are_taken_over_and_only_what_differs_is_done(
     shutil.rmtree(first.path)  # nothing of a run stands on another
     assert potstill.evaluate("second", data="rows.jsonl", answers=False)["perplexity"] > 0
     potstill.resume("second")
+
+
+@pytest.mark.usefixtures("place")
+def test_stages_of_rows_that_have_a_name_are_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package's own rows, and a split of a data set; not where the split's file has changed."""
+    folder = Path("sets") / "dolly"
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("POTSTILL_DATA", "sets")
+    for name, count in (("dev", 40), ("valid", 8)):
+        rows = [{"instruction": f"Say {name} {at}.", "input": "", "output": f"It is {at}."} for at in range(count)]
+        lines = [json.dumps(row | {"prompt": row["instruction"]}) + "\n" for row in rows]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    short = {"direct": "none", "gate": False, "all.data.max_response_tokens": 32, "all.budget.steps": 1}
+    for rows_of in ("starter", "dolly:dev"):
+        settings = short | {"all.data": rows_of} | ({"all.data.heldout": "dolly:valid"} if ":" in rows_of else {})
+        train(**settings)
+        assert all(planned["taken_from"] for planned in train(**settings).read("stages")), rows_of
+    (folder / "dev.jsonl").write_text("".join(reversed(lines * 2)).replace("valid", "dev"))
+    assert not any(planned["taken_from"] for planned in train(**settings).read("stages"))
+
+
+@pytest.mark.usefixtures("place")
+def test_a_stage_with_another_plain_text_is_not_taken_over() -> None:
+    stage = {"teacher": "teacher", "student": {"keep_layers": 2}, "data": SMALL["all.data"], "budget": {"steps": 1}}
+    stage["evaluation"] = SMALL["all.evaluation"]
+    text = {"name": "text", "source": {"name": "dataset", "view": "plain_text", "path": "text.txt", "block_tokens": 8}}
+    streams = [{"signal": "logits", "terms": ["forward_kl"]}, text | {"terms": ["cross_entropy"]}]
+    first = stage | {"name": "first", "streams": streams}
+    second = first | {"name": "second", "student": "previous"}
+    Path("two.yaml").write_text(json.dumps({"device": "cpu", "dtype": "float32", "stages": [first, second]}))
+    for words, taken in (("The goat is red.", 0), ("The goat is red.", 2), ("A hat is blue.", 0)):
+        Path("text.txt").write_text(f"{words} " * 20)
+        run = potstill.train("two.yaml")
+        assert sum(planned["taken_from"] is not None for planned in run.read("stages")) == taken
 
 
 @pytest.mark.parametrize("changed", ["rows", "teacher"])
