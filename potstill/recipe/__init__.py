@@ -9,6 +9,7 @@ A class default is the vetted setting; where it comes from stands beside it. Pai
 here, before anything is loaded. Reading recipes from files and overrides is ``recipe_io``'s job.
 """
 
+from potstill.recipe.holding import Holding
 from potstill.recipe.models import (
     PREVIOUS,
     FreshStudent,
@@ -152,6 +153,7 @@ __all__ = [
     "Fraction",
     "FreshStudent",
     "GapWeighting",
+    "Holding",
     "ImportanceWeighting",
     "Index",
     "InterpolatedForwardKL",
