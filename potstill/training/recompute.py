@@ -1,7 +1,7 @@
 """Gradient checkpointing: of each layer only what enters it is kept, and the rest is computed again for the gradient.
 
-Source: Chen et al. 2016, arXiv:1604.06174. The mechanism is transformers' and torch's (not re-entrant); dropout draws the
-same numbers again.
+Source: Chen et al. 2016, arXiv:1604.06174. The mechanism is transformers' and torch's (not re-entrant); dropout draws
+the same numbers again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from potstill.errors import ConfigError
 from potstill.models.families import Family
@@ -39,25 +40,18 @@ def recomputing(student: Family, *, wanted: bool, dropout: bool = True) -> Itera
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     disable = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
     enable({"use_reentrant": False})
-    layers = [module for module in model.modules() if hasattr(module, "_gradient_checkpointing_func")]
-    if not dropout:
-        _without_dropout(layers)
+    # Without dropout they are not in training, and transformers goes by that; so does dropout that a layer applies
+    # itself. They are said to be in training, and not while they run.
+    said = [] if dropout else [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for layer in said:
+        layer.training = True
+        layer._gradient_checkpointing_func = _checkpointed(layer)
     try:
         yield
     finally:
         disable()
-        for layer in layers:
-            del layer._gradient_checkpointing_func
-            if not dropout:
-                layer.training = False
-
-
-def _without_dropout(layers: list[nn.Module]) -> None:
-    """Have layers recomputed that are not in training: transformers goes by their own flag, and so does dropout that a
-    layer applies itself. The flag is set, and not while the layer runs."""
-    for layer in layers:
-        layer.training = True
-        layer._gradient_checkpointing_func = _checkpointed(layer)  # type: ignore[assignment]
+        for layer in said:
+            layer.training = False
 
 
 def _checkpointed(layer: nn.Module) -> Callable[..., Any]:
