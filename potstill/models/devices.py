@@ -37,6 +37,6 @@ def device_beside(name: str | None, run: torch.device) -> torch.device:
     count = torch.cuda.device_count() if kind == "cuda" else 1
     if int(number or 0) >= count:
         raise ConfigError(
-            f"there is no device {name!r}: torch sees {count} of that kind", f"it is cuda:0 to {count - 1}"
+            f"torch sees {count} devices of {kind}, and {name} is none of them", f"cuda:{count - 1} is one"
         )
     return torch.device(kind, int(number or 0)) if kind == "cuda" else device

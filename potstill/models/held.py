@@ -110,15 +110,19 @@ def quantise_layers(model: Any, kind: str, place: torch.device | None) -> None:
 
 def bytes_held(model: nn.Module) -> int:
     """Bytes of a model's weights as they are stored, scales and tables of quantised ones included; shared ones once."""
-    found: dict[Any, int] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
-        state = getattr(tensor, "quant_state", None)  # bitsandbytes' 4 bits
-        nested = getattr(state, "state2", None)
-        beside = [getattr(state, "absmax", None), getattr(state, "code", None)]
-        beside += [getattr(nested, "absmax", None), getattr(nested, "code", None), getattr(tensor, "SCB", None)]
-        for part in (*_stored(tensor), *(one for one in beside if one is not None)):
-            found[part.device, part.data_ptr() or id(part)] = part.numel() * part.element_size()
-    return sum(found.values())
+    tensors = [*model.parameters(), *model.buffers()]
+    stored = [part for tensor in tensors for part in (*_stored(tensor), *_of_four_bits(tensor))]
+    # Of bitsandbytes' 8 bits the scales are the module's.
+    scales = [getattr(getattr(module, "state", None), "SCB", None) for module in model.modules()]
+    found = [*stored, *(scale for scale in scales if scale is not None)]
+    return sum({(part.device, part.data_ptr() or id(part)): part.nbytes for part in found}.values())
+
+
+def _of_four_bits(tensor: Any) -> list[torch.Tensor]:
+    """What bitsandbytes keeps beside a matrix of 4 bits: scales, the scales' own, and tables."""
+    state = getattr(tensor, "quant_state", None)
+    parts = [getattr(one, name, None) for one in (state, getattr(state, "state2", None)) for name in ("absmax", "code")]
+    return [part for part in parts if part is not None]
 
 
 def _stored(tensor: Any) -> list[torch.Tensor]:

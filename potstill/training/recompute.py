@@ -17,6 +17,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from potstill.errors import ConfigError
 from potstill.models.families import Family
 
+RECOMPUTES = "_gradient_checkpointing_func"  # what transformers runs such a layer by
+
 
 @contextmanager
 def recomputing(student: Family, *, wanted: bool, dropout: bool = True) -> Iterator[None]:
@@ -45,7 +47,7 @@ def recomputing(student: Family, *, wanted: bool, dropout: bool = True) -> Itera
     said = [] if dropout else [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     for layer in said:
         layer.training = True
-        layer._gradient_checkpointing_func = _checkpointed(layer)
+        setattr(layer, RECOMPUTES, _checkpointed(layer))
     try:
         yield
     finally:
