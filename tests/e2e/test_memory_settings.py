@@ -45,7 +45,8 @@ def test_distillation_is_the_same(workspace: Path, kind: str) -> None:
     pytest.importorskip("accelerate")
     tiny.save(tiny.llama(1, layers=4) if kind == "llama" else tiny.t5(1, layers=3), workspace / "model")
     expected = trained(workspace, "kd", "plain", teacher="model")
-    for name, settings in SAVING.items():
+    for name in SAVING if kind == "llama" else ("gradient_checkpointing", "offload"):
+        settings = SAVING[name]
         figures, student = trained(workspace, "kd", name.replace(" ", "-"), teacher="model", **settings)
         # A T5 without dropout, recomputed, differs in the last bit of its states in a run, for a reason not yet found.
         near = kind == "t5" and "gradient_checkpointing" in settings
