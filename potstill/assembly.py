@@ -13,6 +13,7 @@ from potstill.data.examples import Tokenised
 from potstill.data.prepare import Prepared
 from potstill.models import layout, pruning, width
 from potstill.models.families import Family, check_projection, family_of
+from potstill.models.held import load_held
 from potstill.models.loading import config_of, drawn, load, load_tokenizer, output_rows
 from potstill.sources.dataset import batches
 from potstill.teachers.align import SharedVocabulary, shared_vocabulary
@@ -76,9 +77,8 @@ def load_teaching(stage: schema.Stage, tokenizer: Any, runtime: Runtime, allow_r
         return None
     name, revision = stage.teacher.model, stage.teacher.revision
     shared = shared_vocabulary_of(stage, tokenizer, allow_remote_code)
-    loaded = load(
-        name, dtype=runtime.dtype, device=runtime.device, revision=revision, allow_remote_code=allow_remote_code
-    )
+    where: dict[str, Any] = {"dtype": runtime.dtype, "device": runtime.device, "revision": revision}
+    loaded = load_held(name, stage.teacher, **where, allow_remote_code=allow_remote_code)
     family = family_of(loaded.model, shared.size)
     check_projection(family, name)
     teacher = LocalTeacher(family)

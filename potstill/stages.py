@@ -177,7 +177,9 @@ def _models(recipe: schema.Recipe, previous: str, stage: schema.Stage, students:
         found["student"] = schema.PretrainedStudent(model=students[previous], freeze_embeddings=frozen)
     if isinstance(stage.teacher, schema.StageTeacher):
         asked = stage.teacher.stage
-        found["teacher"] = schema.Teacher(model=students[previous if asked == schema.PREVIOUS else asked])
+        found["teacher"] = schema.Teacher(
+            model=students[previous if asked == schema.PREVIOUS else asked], **stage.teacher.held
+        )
     return found
 
 

@@ -95,6 +95,11 @@ class Head:
     def __call__(self, hidden: Float[Tensor, "*pos hidden"]) -> Float[Tensor, "*pos vocab"]:
         return self.logits(self.linear(hidden))
 
+    def to(self, device: torch.device) -> Head:
+        """The head on a device: the same tensors where they are there already."""
+        bias = None if self.bias is None else self.bias.to(device)
+        return replace(self, weight=self.weight.to(device), bias=bias)
+
 
 @dataclass(frozen=True)
 class StudentOutput:

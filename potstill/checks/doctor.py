@@ -46,6 +46,9 @@ def machine() -> list[Finding]:
         Finding("ok" if memory > 4 else "note", "memory", f"{memory:.1f} GiB free; the demo needs 4"),
         Finding("ok" if disk > 2 else "bad", "disk", f"{disk:.1f} GiB free here; the demo needs 2"),
         *_optional("gguf", "reads .gguf models and the embedded teacher: pip install 'potstill[gguf]'"),
+        *_optional("accelerate", "splits teachers over devices, or keeps them off: pip install 'potstill[large]'"),
+        *_optional("torchao", "holds teachers in 8 bits: pip install 'potstill[quantised]'"),
+        *_optional("bitsandbytes", "holds teachers in 8 or 4 bits: pip install 'potstill[quantised]'"),
         *_optional("vllm", "writes rollouts on GPUs: pip install 'potstill[vllm]'"),
     ]
 
@@ -123,8 +126,10 @@ def _memory(loaded: Recipe, allow_remote_code: bool) -> Iterator[Finding]:
     """Weights, gradients and optimizer state, from the models' configs alone."""
     import psutil
 
-    from potstill.checks.dry.sizes import memory_of
+    from potstill.checks.dry.sizes import memory_of, told_of
 
+    if held := told_of(loaded.stage):
+        yield Finding("note", "teacher", f"{held}; below is what its weights take so, wherever they are")
     parts = memory_of(loaded, allow_remote_code)
     total, free = sum(parts.values()), psutil.virtual_memory().available
     detail = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())

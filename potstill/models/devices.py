@@ -21,3 +21,22 @@ def device_named(name: str) -> torch.device:
     if name == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("device is mps, and torch sees none", ELSE)
     return torch.device(name)
+
+
+def device_beside(name: str | None, run: torch.device) -> torch.device:
+    """The device of a model beside those of a run: the run's own where ``name`` is unset or of its kind.
+
+    Args:
+        name: cpu, mps, cuda, or a GPU by its number (cuda:1). run: where the others are.
+    Raises: ConfigError where there is none of that name.
+    """
+    if name is None or name == run.type:
+        return run
+    kind, _, number = name.partition(":")
+    device = device_named(kind)
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if int(number or 0) >= count:
+        raise ConfigError(
+            f"torch sees {count} devices of {kind}, and {name} is none of them", f"cuda:{count - 1} is one"
+        )
+    return torch.device(kind, int(number or 0)) if kind == "cuda" else device

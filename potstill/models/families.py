@@ -39,7 +39,7 @@ class Family(nn.Module, ABC):
     def head(self) -> Head:
         """The output embedding with whatever the family does to its logits (soft cap, scale)."""
         embedding = self.model.get_output_embeddings()
-        if not isinstance(embedding, nn.Linear):
+        if not isinstance(embedding, nn.Linear) or not _is_plain(embedding.weight):
             raise ModelError(
                 f"the output embedding is a {type(embedding).__name__}, not a matrix",
                 "load the model without quantisation or adapters on its output embedding",
@@ -190,6 +190,12 @@ def start_token_of(model: Any) -> int:
         "the model does not say what its decoder starts with",
         "set decoder_start_token_id in its config.json: the pad token's id for T5, the end token's for BART",
     )
+
+
+def _is_plain(weight: Tensor) -> bool:
+    """Whether a matrix is its numbers, and not a quantised form of them, or the place of some that are elsewhere."""
+    quantised = type(weight).__module__.startswith(("torchao", "bitsandbytes"))
+    return weight.is_floating_point() and not (quantised or weight.is_meta)
 
 
 def _bias(model: Any, embedding: nn.Linear) -> Float[Tensor, " rows"] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ def load(
     device: torch.device | str = "cpu",
     revision: str | None = None,
     allow_remote_code: bool = False,
+    loading: Mapping[str, Any] | None = None,
 ) -> Loaded:
     """Load a causal or an encoder-decoder language model, ready to run and in evaluation mode.
 
@@ -48,17 +50,20 @@ def load(
         device: where they go.
         revision: of a hub model.
         allow_remote_code: run Python that comes with the model. Never set from a recipe.
+        loading: what transformers is told beside; a device_map among it says where the weights go, and not ``device``.
     Raises: ModelError with the way out, for anything that is not such a model.
     """
     config = config_of(name, revision=revision, allow_remote_code=allow_remote_code)
     where, options = _where(name, revision, allow_remote_code)
     _check_weights(Path(where))
+    options |= loading or {}
     model = _attempt(
         name, lambda: auto_class(config).from_pretrained(where, dtype=dtype, use_safetensors=True, **options)
     )
     tokenizer = load_tokenizer(name, revision=revision, allow_remote_code=allow_remote_code)
     size, stored = weights_size(Path(where), model), config.dtype or torch.float32
-    return Loaded(name, model.to(device).eval(), tokenizer, stored, size)
+    placed = model if "device_map" in options else model.to(device)
+    return Loaded(name, placed.eval(), tokenizer, stored, size)
 
 
 def drawn(

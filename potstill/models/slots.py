@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
@@ -18,7 +20,8 @@ class Decoder(Protocol):
     ``start``: the token that what it writes begins behind; None where that continues the prompt, in one sequence.
     """
 
-    start: int | None
+    @property
+    def start(self) -> int | None: ...
 
     def admit(self, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "new vocab"]:
         """Take in sequences behind those that are there, and return the logits of their first tokens."""
@@ -28,6 +31,36 @@ class Decoder(Protocol):
 
     def leave(self, place: int) -> None:
         """Let a sequence go; the last one takes its place."""
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A decoder whose model is on another device, ``there``, than the tokens that are chosen, ``here``.
+
+    Of a single position per sequence, logits are moved as they are: a copy of the head would gain nothing.
+    """
+
+    decoder: Decoder
+    there: torch.device
+    here: torch.device
+
+    @property
+    def start(self) -> int | None:
+        return self.decoder.start
+
+    def admit(self, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "new vocab"]:
+        return self.decoder.admit(prompts).to(self.here)
+
+    def step(self, tokens: Int[Tensor, " active"]) -> Float[Tensor, "active vocab"]:
+        return self.decoder.step(tokens.to(self.there)).to(self.here)
+
+    def leave(self, place: int) -> None:
+        self.decoder.leave(place)
+
+
+def beside(decoder: Decoder, there: torch.device, here: torch.device) -> Decoder:
+    """A decoder that tells its logits on a device: itself where its model is there."""
+    return decoder if there == here else Elsewhere(decoder, there, here)
 
 
 class SlotLayer(CacheLayerMixin):
@@ -68,7 +101,7 @@ class SlotLayer(CacheLayerMixin):
             for kept, states in zip(self._kept, new, strict=True):
                 kept[self._first : self._first + count, :, :length] = states
             return new
-        slots, columns = self._at
+        slots, columns = (index.to(key_states.device) for index in self._at)  # layers may be on several devices
         for kept, states in zip(self._kept, new, strict=True):
             kept[slots, :, columns] = states[:, :, 0]
         return self.show(count, self._width)

@@ -31,6 +31,7 @@ from potstill.recipe.features import (
     StateSection,
     UniformLayers,
 )
+from potstill.recipe.holding import Holding
 from potstill.recipe.models import (
     PREVIOUS,
     FreshStudent,
@@ -185,6 +186,7 @@ __all__ = [
     "HiddenCosine",
     "HiddenMSE",
     "HiddenSignal",
+    "Holding",
     "ImportanceWeighting",
     "Index",
     "InfluenceLayers",

@@ -6,12 +6,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from potstill.recipe.holding import Holding
 from potstill.recipe.section import Count, Index, Section
 
 PREVIOUS = "previous"  # the stage before
 
 
-class Teacher(Section):
+class Teacher(Holding):
     """A language model that is never trained."""
 
     shorthand: ClassVar[str | None] = "model"
@@ -20,7 +21,7 @@ class Teacher(Section):
     revision: str | None = None
 
 
-class StageTeacher(Section):
+class StageTeacher(Holding):
     """The student that an earlier stage has made, frozen; ``previous`` is the stage before."""
 
     shorthand: ClassVar[str | None] = "stage"

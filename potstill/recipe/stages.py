@@ -134,6 +134,8 @@ class Stage(Section):
     batch: Batching = Batching()
     budget: Budget
     dropout: bool = True  # false: the student's dropout layers are off while it is trained, as in MiniLLM
+    # Keep what enters each layer of the student and compute the rest again for the gradient (Chen et al. 2016).
+    gradient_checkpointing: bool = False
     # Stop before training where the teacher is no better than the untouched student, by best_by or else perplexity.
     gate: bool = False
     checkpoint: Checkpoint = Checkpoint()

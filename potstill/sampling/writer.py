@@ -10,6 +10,7 @@ from typing import Protocol
 from potstill.errors import ConfigError
 from potstill.models.decoding import check_decoding, decoder_of
 from potstill.models.families import Family, evaluating
+from potstill.models.slots import beside
 from potstill.sampling.distributions import Decoding
 from potstill.sampling.policies import Policy
 from potstill.sampling.sampler import Response, sample
@@ -66,7 +67,10 @@ class LocalWriter:
         with ExitStack() as stack:
             for family in self.families:
                 stack.enter_context(evaluating(family))
-            decoders = [decoder_of(family, slots, longest, most) for family in self.families]
+            home = self.families[0].model.device
+            decoders = [
+                beside(decoder_of(family, slots, longest, most), family.model.device, home) for family in self.families
+            ]
             return sample(self.policy, decoders, prompts, self.decoding, seeds=seeds, slots=slots)
 
 

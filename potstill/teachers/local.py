@@ -8,10 +8,11 @@ from typing import Protocol
 from weakref import finalize
 
 import torch
+from torch import Tensor
 
 from potstill.models import taps
 from potstill.models.families import Family
-from potstill.types import Batch, Live, Tap, TeacherSignal
+from potstill.types import Batch, Head, Live, Tap, TeacherSignal
 
 
 class SignalSource(Protocol):
@@ -27,15 +28,33 @@ class LiveTeacher(Protocol):
 
 
 class LocalTeacher:
-    """A frozen model that tells its states and head; nobody asks it for ``[batch, response, vocab]``."""
+    """A frozen model that tells its states and head; nobody asks it for ``[batch, response, vocab]``.
+
+    It may be on another device than those who ask. Ids go there and states come back, to a copy of its head: a state is
+    some thousand numbers and the logits made of it a hundred thousand, at every position of every step, and the head
+    is moved once.
+    """
 
     def __init__(self, family: Family):
         self.family = family.requires_grad_(False).eval()
+        self._heads: dict[torch.device, Head] = {}  # on devices that are not its own
 
     @torch.no_grad()
     def signal(self, batch: Batch) -> Live:
-        """What the teacher says about each response token. Constant."""
-        return Live(self.family(batch), self.family.head)
+        """What the teacher says about each response token, on the batch's device. Constant."""
+        return self.live(self.family(batch.to(self.family.model.device)), batch.response_ids.device)
+
+    def live(self, hidden: Tensor, device: torch.device) -> Live:
+        """The teacher's states on a device, with its head beside them."""
+        return Live(hidden.to(device), self._head_on(device))
+
+    def _head_on(self, device: torch.device) -> Head:
+        head = self.family.head
+        if head.weight.device == device:
+            return head
+        if device not in self._heads:
+            self._heads[device] = head.to(device)
+        return self._heads[device]
 
 
 class LookedInto:
@@ -50,7 +69,8 @@ class LookedInto:
         """What the teacher says about each response token, and what it has at the places inside. Constant."""
         with taps.tapping(self.family, self._places) as seen:
             said = self._teacher.signal(batch)
-        return replace(said, inside=taps.read(self.family, seen, batch))
+        here = {tap: states.to(batch.response_ids.device) for tap, states in seen.items()}
+        return replace(said, inside=taps.read(self.family, here, batch))
 
 
 class Remembering:
@@ -63,18 +83,18 @@ class Remembering:
     def __init__(self, teacher: LocalTeacher, max_bytes: int = 2**30):
         self.family = teacher.family
         self._teacher = teacher
-        self._kept: dict[tuple[str, ...], Live] = {}
+        self._kept: dict[tuple[str, ...], Tensor] = {}
         self._free = max_bytes
 
     def signal(self, batch: Batch) -> Live:
         """What the teacher says about each response token. Rows are known by their ids."""
         if batch.example_ids in self._kept:
-            return self._kept[batch.example_ids]
+            return self._teacher.live(self._kept[batch.example_ids], batch.response_ids.device)
         said = self._teacher.signal(batch)
         size = said.hidden.numel() * said.hidden.element_size()
         if size <= self._free:
             self._free -= size
-            self._kept[batch.example_ids] = said
+            self._kept[batch.example_ids] = said.hidden
         return said
 
 

@@ -2,7 +2,7 @@
 
 By the usual convention: 2 for each weight that a position meets in a matrix product, and twice that again for its
 gradients. Products of attention scores, lookups and everything between products are left out, and the head counts at
-every position. Padding counts too, since it is computed.
+every position. Padding counts too, since it is computed; what gradient checkpointing computes again does not.
 
 Source: Kaplan et al. 2020, arXiv:2001.08361, section 2.1.
 """
@@ -68,4 +68,10 @@ def _parts(model: Any) -> Iterator[tuple[Any, nn.Module, int]]:
 def _weights(module: nn.Module) -> int:
     """Entries of matrices in products: no biases and norms, and no tables that are looked up."""
     parts = (part for part in module.modules() if not isinstance(part, nn.Embedding))
-    return sum(own.numel() for part in parts for own in part.parameters(recurse=False) if own.ndim >= 2)
+    return sum(_entries(own) for part in parts for own in part.parameters(recurse=False) if own.ndim >= 2)
+
+
+def _entries(weight: Any) -> int:
+    """Entries of a matrix, of one in bitsandbytes' 4 bits too, which holds two in a byte."""
+    state = getattr(weight, "quant_state", None)
+    return int(weight.numel() if state is None else state.shape.numel())

@@ -24,6 +24,7 @@ from potstill.training import checkpoint, optim
 from potstill.training.checkpoint import Checkpoint
 from potstill.training.compute import Meter
 from potstill.training.metrics import MetricsLog, Progress
+from potstill.training.recompute import recomputing
 from potstill.training.runtime import Runtime
 from potstill.training.signals import StopRequest
 from potstill.training.step import LiveStream, StepResult, train_step
@@ -89,6 +90,7 @@ def fit(job: Job, resume_from: Checkpoint | None = None) -> State:
         Progress(job.label, quiet=not runtime.is_main) as progress,
         job.stop.at_end_of_step(),
         training(job.student, dropout=stage.dropout),
+        recomputing(job.student, wanted=stage.gradient_checkpointing, dropout=stage.dropout),
     ):
         if state.step == 0:
             _validate(job, state, log, progress)  # the untouched student: where the curves start

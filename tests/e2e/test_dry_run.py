@@ -70,6 +70,19 @@ def test_models_and_rows_that_are_here(workspace: Path, scratch: Path) -> None:
     assert files(scratch) == set()
 
 
+def test_a_teacher_that_is_held_elsewhere_is_counted_so_and_tried_here(workspace: Path, scratch: Path) -> None:
+    """Nothing of it need be on this machine: no such GPU, and no package for its bits."""
+    held = {"teacher.device": "cuda:7", "teacher.quantise": "nf4"}
+    (tried,) = api.dry_run("kd", **(SMALL | held))
+    check([tried])
+    (plain,) = api.dry_run("kd", **SMALL)
+    assert plain.memory["teacher"] / 8 < tried.memory["teacher"] < plain.memory["teacher"] / 1.1
+    assert (
+        "teacher with device cuda:7, quantise nf4",
+        "the same beside the student, in its precision",
+    ) in tried.stood_in
+
+
 def test_a_curriculum_and_a_distillation_of_models_that_are_not_here(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     models = {"student": "example/narrow-t5", "teacher": "example/narrow-t5"}

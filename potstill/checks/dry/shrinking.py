@@ -67,7 +67,9 @@ def _models(pair: Pair, places: Mapping[Key, str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if isinstance(stage.teacher, schema.Teacher):
         folder = places[stage.teacher.model, stage.teacher.revision]
-        found["teacher"] = stage.teacher.model_copy(update={"model": folder, "revision": None})
+        found["teacher"] = stage.teacher.model_copy(update={"model": folder, "revision": None} | schema.Holding().held)
+    elif isinstance(stage.teacher, schema.StageTeacher):
+        found["teacher"] = stage.teacher.model_copy(update=schema.Holding().held)
     match stage.student:
         case schema.PretrainedStudent() | schema.FreshStudent():
             folder = places[stage.student.model, stage.student.revision]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from potstill import assembly
 from potstill import recipe as schema
@@ -18,6 +20,7 @@ from potstill.models.loading import config_of
 from potstill.models.pruning import choose_layers, cut_layers
 from potstill.models.width import cut_width, first_of
 
+BITS = {"float32": 32, "bfloat16": 16, "int8": 8, "int8_dynamic": 8, "llm_int8": 8, "nf4": 4}  # scales are left out
 BYTES = {"float32": 4, "auto": 4, "bfloat16": 4, "float64": 8}  # of a student's weight, by what is computed in
 
 
@@ -108,7 +111,8 @@ def count(model: Any) -> int:
 
 
 def memory(pair: Pair, dtype: str) -> dict[str, int]:
-    """Bytes of the student's weights, gradients and optimizer state, and of the teacher's weights.
+    """Bytes of the student's weights, gradients and optimizer state, and of the teacher's weights as they are held,
+    wherever that is.
 
     Args:
         dtype: the recipe's. With bfloat16 a student stays in float32 and a teacher does not; auto is taken for float32.
@@ -123,8 +127,27 @@ def memory(pair: Pair, dtype: str) -> dict[str, int]:
         "optimizer": each * sum(_state(p.shape, stage.optimizer.name) for p in trained),
     }
     if pair.teacher is not None:
-        sizes["teacher"] = (2 if dtype == "bfloat16" else each) * count(pair.teacher)
+        held = stage.teacher or schema.Holding()
+        sizes["teacher"] = _held(pair.teacher, held, 2 if dtype == "bfloat16" else each)
     return sizes
+
+
+def _held(model: Any, held: schema.Holding, each: int) -> int:
+    """Bytes of a teacher's weights: ``each`` of a weight, unless it is held in another precision or in fewer bits."""
+    each = each if held.dtype == "auto" else BITS[held.dtype] // 8
+    head, bits = model.get_output_embeddings(), BITS.get(held.quantise)
+    matrices = (one for one in model.modules() if one is not head and isinstance(one, nn.Linear | Conv1D))
+    fewer = 0 if bits is None else sum(one.weight.numel() for one in matrices)
+    return each * (count(model) - fewer) + fewer * (bits or 0) // 8
+
+
+def told_of(stage: schema.Stage) -> str:
+    """Where a teacher is held and in what, where that is not beside its student; the student's device has a copy of
+    its head where it is on another. Empty where nothing is set."""
+    if stage.teacher is None or stage.teacher.is_plain:
+        return ""
+    held = {name: value for name, value in stage.teacher.held.items() if value not in (None, "auto", "none")}
+    return ", ".join(f"{name} {value}" for name, value in held.items())
 
 
 def memory_of(recipe: schema.Recipe, allow_remote_code: bool) -> dict[str, int]:

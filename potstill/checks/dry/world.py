@@ -14,7 +14,7 @@ from potstill.checks.dry import data
 from potstill.checks.dry.models import LAYERS, Blueprint, Key, blueprint, named_models, save_small, small_config
 from potstill.checks.dry.naming import of_stage
 from potstill.checks.dry.shrinking import narrowed, shrunken
-from potstill.checks.dry.sizes import Pair, memory, pairs
+from potstill.checks.dry.sizes import Pair, memory, pairs, told_of
 from potstill.checks.dry.tokenizers import Chosen, tokenizers_of
 from potstill.errors import ConfigError
 from potstill.models.architectures import built
@@ -129,6 +129,8 @@ def _of_models(
             found.append((f"config of {one.name}", "the table of known architectures"))
         if not tokenizers[one.name].own:
             found.append((f"tokenizer of {one.name}", tokenizers[one.name].what))
+    if held := told_of(stage):
+        found.append((f"teacher with {held}", "the same beside the student, in its precision"))
     return found
 
 

@@ -17,7 +17,7 @@ from potstill.checks.dry import world
 from potstill.checks.dry.models import Blueprint, blueprint, layers_of_stacks, small_config
 from potstill.checks.dry.naming import of_stage
 from potstill.checks.dry.shrinking import shrunken
-from potstill.checks.dry.sizes import Pair, memory, pairs
+from potstill.checks.dry.sizes import Pair, memory, pairs, told_of
 from potstill.checks.dry.tokenizers import Chosen, stand_in_tokenizer, tokenizers_of
 from potstill.data.examples import Example
 from potstill.data.prepare import prepare
@@ -62,6 +62,26 @@ def test_a_teacher_in_bfloat16_takes_half() -> None:
     pair = Pair(stage(), model, model, model, {})
     assert memory(pair, "bfloat16")["teacher"] * 2 == memory(pair, "float32")["teacher"]
     assert memory(pair, "bfloat16")["student"] == memory(pair, "float32")["student"]
+
+
+@pytest.mark.parametrize(
+    ("held", "kind"), [({"dtype": "bfloat16"}, "llama"), ({"quantise": "int8"}, "llama"), ({"quantise": "nf4"}, "t5")]
+)
+def test_a_teacher_takes_what_it_is_held_in(held: dict[str, str], kind: str) -> None:
+    """By the names of its weights: what is no matrix of a layer is as it was."""
+    model = {"llama": tiny.llama(hidden=64, tied=False), "t5": tiny.t5(hidden=64, gated=True, tied=False)}[kind]
+    asked = stage(teacher={"model": "any", **held})
+    layers = sum(
+        p.numel()
+        for name, p in model.named_parameters()
+        if p.ndim == 2 and "embed" not in name and "shared" not in name and "lm_head" not in name and "bias" not in name
+    )
+    rest = sum(p.numel() for p in model.parameters()) - layers
+    found = memory(Pair(asked, model, model, model, {}), "float32")["teacher"]
+    bits = {"int8": 8, "nf4": 4}.get(held.get("quantise", ""))
+    assert found == (2 * (rest + layers) if bits is None else 4 * rest + layers * bits // 8)
+    assert told_of(asked) == ", ".join(f"{name} {value}" for name, value in held.items())
+    assert told_of(stage()) == ""
 
 
 CHAIN = """
