@@ -11,6 +11,8 @@ here, before anything is loaded. Reading recipes from files and overrides is ``r
 
 from potstill.recipe.models import (
     PREVIOUS,
+    Adapter,
+    BaseTeacher,
     FreshStudent,
     PretrainedStudent,
     PreviousStudent,
@@ -120,6 +122,7 @@ __all__ = [
     "METRICS_TO_MINIMISE",
     "METRICS_WITHOUT_TEACHER",
     "PREVIOUS",
+    "Adapter",
     "AdaptiveKL",
     "Advantages",
     "AlphaBeta",
@@ -130,6 +133,7 @@ __all__ = [
     "AnySource",
     "AnyWeighting",
     "AssistantDivergence",
+    "BaseTeacher",
     "Batching",
     "Between",
     "Budget",
