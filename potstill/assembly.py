@@ -150,7 +150,8 @@ def build_student(
         )
     else:
         loaded = _untouched(stage, runtime, name, **options)
-    model, made, size = loaded.model, {"from": source}, loaded.size_on_disk
+    model, size = loaded.model, loaded.size_on_disk
+    made: dict[str, Any] = {"from": source}
     if layout.is_encoder_decoder(model.config):
         made["kind"] = "encoder-decoder"
     if isinstance(stage.student, schema.PrunedStudent) and not whole:
@@ -188,7 +189,8 @@ def quantise(model: Any, adapter: schema.Adapter | None, runtime: Runtime) -> No
 def base_of(stage: schema.Stage, made: dict[str, Any]) -> adapters.Base:
     """What an adapter's base is called by others, and what it is known by."""
     source, revision = source_of(stage)
-    cut = {key: made[key] for key in ("kept_layers", "encoder_kept_layers", "kept_widths") if key in made}
+    kept = ("kept_layers", "encoder_kept_layers", "kept_widths")
+    cut: dict[str, Any] = {key: made[key] for key in kept if key in made}
     folder = local_source(source)
     if cut or is_adapter(folder):  # made for this run: it gets a folder when the run is finished
         return adapters.Base(source, fingerprint_of(source), cut)

@@ -25,6 +25,7 @@ from potstill.measuring import evaluate
 from potstill.models import adapters
 from potstill.models.families import family_of
 from potstill.models.loading import load
+from potstill.models.quiet import quiet
 from potstill.run import MODELS, Run, remove_folder, write_text
 from potstill.sources.dataset import batches
 from potstill.sources.teacher_text import seconds_of
@@ -188,6 +189,7 @@ def _export(bench: Bench, best: Checkpoint, run: Run, student: Student) -> None:
 
 def _place(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write a model folder, whole or not at all."""
+    quiet()
     with _placing(folder) as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)

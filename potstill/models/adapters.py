@@ -92,14 +92,24 @@ def chosen_layers(model: Any, settings: schema.Adapter) -> dict[str, nn.Module]:
                 f"{nearest(target, kinds)}They have {', '.join(kinds)}",
             )
     chosen = {n: m for n, m in there.items() if wanted is None or any(_is_named(n, target) for target in wanted)}
-    for name, module in chosen.items():
-        width = min(_shape(module))
-        if settings.rank > width:
-            raise ModelError(
-                f"the adapter's rank is {settings.rank}, and {name} is only {width} wide",
-                f"set student.adapter.rank to at most {width}, or leave that layer out of target_modules",
-            )
+    width, narrowest = min((min(_shape(module)), name) for name, module in chosen.items())
+    if settings.rank > width:
+        raise ModelError(
+            f"the adapter's rank is {settings.rank}, and {narrowest} is only {width} wide",
+            f"set student.adapter.rank to at most {width}, or leave that layer out of target_modules",
+        )
     return chosen
+
+
+def matrices(model: Any, settings: schema.Adapter) -> list[tuple[int, int]]:
+    """The shapes of the matrices that an adapter would have in a model. Raises: ModelError as ``attach``."""
+    widths = [_shape(module) for module in chosen_layers(model, settings).values()]
+    return [shape for read, written in widths for shape in ((settings.rank, read), (written, settings.rank))]
+
+
+def linear_entries(model: Any) -> int:
+    """The numbers in linear layers inside the model's layers: what ``quantise_base`` holds in fewer bits."""
+    return sum(read * written for read, written in map(_shape, _linear_layers(model).values()))
 
 
 def _linear_layers(model: Any) -> dict[str, nn.Module]:
@@ -221,9 +231,13 @@ def restore(model: Any, folder: Path) -> None:
                 "bring that model back as it was, or start a new run",
             )
     given = {name.removeprefix(PREFIX): value for name, value in load_file(folder / WEIGHTS).items()}
-    found = import_peft().set_peft_model_state_dict(model, given, adapter_name=NAME)
-    if found.unexpected_keys or given.keys() != _state(model).keys():
+    if _shapes(given) != _shapes(_state(model)):
         raise CheckpointError(f"{folder} is not the adapter that the recipe asks for", "start a new run")
+    import_peft().set_peft_model_state_dict(model, given, adapter_name=NAME)
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in state.items()}
 
 
 def _state(model: Any) -> dict[str, Tensor]:

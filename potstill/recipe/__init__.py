@@ -10,6 +10,7 @@ here, before anything is loaded. Reading recipes from files and overrides is ``r
 """
 
 from potstill.recipe.models import (
+    BASE,
     PREVIOUS,
     Adapter,
     BaseTeacher,
@@ -117,6 +118,7 @@ from potstill.recipe.weightings import (
 )
 
 __all__ = [
+    "BASE",
     "METRICS_OF_ANSWERS",
     "METRICS_TO_MAXIMISE",
     "METRICS_TO_MINIMISE",
