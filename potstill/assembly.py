@@ -11,10 +11,12 @@ import torch
 from potstill import recipe as schema
 from potstill.data.examples import Tokenised
 from potstill.data.prepare import Prepared
-from potstill.models import layout, pruning, width
+from potstill.models import adapters, layout, pruning, quantised, width
+from potstill.models.adapter_folder import is_adapter
 from potstill.models.families import Family, check_projection, family_of
+from potstill.models.fingerprint import fingerprint_of
 from potstill.models.held import load_held
-from potstill.models.loading import config_of, drawn, load, load_tokenizer, output_rows
+from potstill.models.loading import Loaded, config_of, drawn, load, load_tokenizer, local_source, output_rows
 from potstill.sources.dataset import batches
 from potstill.teachers.align import SharedVocabulary, shared_vocabulary
 from potstill.teachers.local import LocalTeacher, Remembering
@@ -58,7 +60,14 @@ def source_of(stage: schema.Stage) -> tuple[str, str | None]:
         return student.model, student.revision
     if student.model is not None:
         return student.model, None
-    assert stage.teacher is not None  # the schema refuses a stage with neither
+    return teacher_of(stage)
+
+
+def teacher_of(stage: schema.Stage) -> tuple[str, str | None]:
+    """The model that teaches in a stage that has a teacher, and its revision."""
+    if isinstance(stage.teacher, schema.BaseTeacher):
+        return source_of(stage)
+    assert stage.teacher is not None  # the schema refuses a stage where one is needed
     return stage.teacher.model, stage.teacher.revision
 
 
@@ -75,10 +84,14 @@ def load_teaching(stage: schema.Stage, tokenizer: Any, runtime: Runtime, allow_r
     """
     if stage.teacher is None:
         return None
-    name, revision = stage.teacher.model, stage.teacher.revision
+    name, revision = teacher_of(stage)
     shared = shared_vocabulary_of(stage, tokenizer, allow_remote_code)
-    where: dict[str, Any] = {"dtype": runtime.dtype, "device": runtime.device, "revision": revision}
-    loaded = load_held(name, stage.teacher, **where, allow_remote_code=allow_remote_code)
+    if isinstance(stage.teacher, schema.BaseTeacher):  # the student is put around its weights
+        loaded = _untouched(stage, runtime, name, revision=revision, allow_remote_code=allow_remote_code)
+        quantise(loaded.model, stage.adapter, runtime)
+    else:
+        where: dict[str, Any] = {"dtype": runtime.dtype, "device": runtime.device, "revision": revision}
+        loaded = load_held(name, stage.teacher, **where, allow_remote_code=allow_remote_code)
     family = family_of(loaded.model, shared.size)
     check_projection(family, name)
     teacher = LocalTeacher(family)
@@ -90,8 +103,7 @@ def shared_vocabulary_of(stage: schema.Stage, tokenizer: Any, allow_remote_code:
 
     Raises: TeacherError where their tokenizers differ.
     """
-    assert stage.teacher is not None
-    name, revision = stage.teacher.model, stage.teacher.revision
+    name, revision = teacher_of(stage)
     source, source_revision = source_of(stage)
     return shared_vocabulary(
         load_tokenizer(name, revision=revision, allow_remote_code=allow_remote_code),
@@ -109,6 +121,7 @@ def build_student(
     allow_remote_code: bool,
     resume_from: Checkpoint | None = None,
     seed: int = 0,
+    teaching: Teaching | None = None,
 ) -> Student:
     """The student as the recipe makes it, or as a checkpoint left it.
 
@@ -117,28 +130,72 @@ def build_student(
         calibration: rows that Block Influence is measured on, where layers are chosen by it.
         resume_from: whose weights are taken instead of the untouched ones.
         seed: of weights that are drawn.
+        teaching: of the stage, whose teacher may be this student without its adapter.
     """
     source, revision = source_of(stage)
     options: dict[str, Any] = {"revision": revision, "allow_remote_code": allow_remote_code}
     # Asked of the source, because a checkpoint is stored in the precision of training.
     stored_dtype = config_of(source, **options).dtype or torch.float32
-    name = str(resume_from.student) if resume_from else source
-    if isinstance(stage.student, schema.FreshStudent) and not resume_from:
+    whole = resume_from if stage.adapter is None else None  # the checkpoint of an adapter has that alone
+    name = str(whole.student) if whole else source
+    if isinstance(stage.student, schema.FreshStudent) and not whole:
         loaded = drawn(name, seed, dtype=runtime.student_dtype, device=runtime.device, **options)
+    elif isinstance(stage.teacher, schema.BaseTeacher) and teaching:
+        loaded = Loaded(
+            source,
+            adapters.mirrored(teaching.teacher.family.model),
+            load_tokenizer(source, **options),
+            stored_dtype,
+            teaching.size_on_disk,
+        )
     else:
-        loaded = load(name, dtype=runtime.student_dtype, device=runtime.device, **options)
-    model, made, size = loaded.model, {"from": source}, loaded.size_on_disk
+        loaded = _untouched(stage, runtime, name, **options)
+    model, size = loaded.model, loaded.size_on_disk
+    made: dict[str, Any] = {"from": source}
     if layout.is_encoder_decoder(model.config):
         made["kind"] = "encoder-decoder"
-    if isinstance(stage.student, schema.PrunedStudent) and not resume_from:
+    if isinstance(stage.student, schema.PrunedStudent) and not whole:
         model, how = _cut(model, stage.student, list(batches(calibration, 8, loaded.tokenizer.eos_token_id)))
         made |= how
         size = sum(p.numel() for p in model.parameters()) * stored_dtype.itemsize
+    if stage.adapter:
+        quantise(model, stage.adapter, runtime)
+        model = adapters.attach(model, stage.adapter, base_of(stage, made), seed=seed)
+        made["adapter"] = adapters.told(model)
+        if resume_from:
+            adapters.restore(model, resume_from.student)
     family = family_of(model, vocab_size)
     check_projection(family, source)
-    if stage.student.freeze_embeddings:
+    if stage.student.freeze_embeddings and not stage.adapter:  # which leaves nothing but itself to be trained
         pruning.freeze_embeddings(model)
     return Student(family, stored_dtype, size, made)
+
+
+def _untouched(stage: schema.Stage, runtime: Runtime, name: str, **options: Any) -> Loaded:
+    """The model to be trained, or to be cut; in the computer's memory where it is to be made smaller first."""
+    shrinks = stage.adapter is not None and stage.adapter.quantise_base != "none"
+    return load(name, dtype=runtime.student_dtype, device="cpu" if shrinks else runtime.device, **options)
+
+
+def quantise(model: Any, adapter: schema.Adapter | None, runtime: Runtime) -> None:
+    """Bring a base into fewer bits and to its device, in place; nothing where it is there already.
+
+    Raises: ConfigError without bitsandbytes.
+    """
+    if adapter and adapter.quantise_base != "none" and not any(map(quantised.is_quantised, model.modules())):
+        quantised.quantise(model, adapter.quantise_base, runtime.device)
+
+
+def base_of(stage: schema.Stage, made: dict[str, Any]) -> adapters.Base:
+    """What an adapter's base is called by others, and what it is known by."""
+    source, revision = source_of(stage)
+    kept = ("kept_layers", "encoder_kept_layers", "kept_widths")
+    cut: dict[str, Any] = {key: made[key] for key in kept if key in made}
+    folder = local_source(source)
+    if cut or is_adapter(folder):  # made for this run: it gets a folder when the run is finished
+        return adapters.Base(source, fingerprint_of(source), cut)
+    name = source if folder is None else str(folder.resolve())
+    return adapters.Base(source, fingerprint_of(source), cut, name, revision if folder is None else None)
 
 
 def _cut(model: Any, student: schema.PrunedStudent, calibration: Sequence[Any]) -> tuple[Any, dict[str, Any]]:

@@ -114,7 +114,7 @@ def check_texts(
     Raises: ModelError.
     """
     source, revision = assembly.source_of(stage)
-    named = [(source, revision), *([(stage.teacher.model, stage.teacher.revision)] if stage.teacher else [])]
+    named = [(source, revision), *([assembly.teacher_of(stage)] if stage.teacher else [])]
     configs = [config_of(name, revision=version, allow_remote_code=allow_remote_code) for name, version in named]
     longest = max(len(row.prompt_ids) for row in data.train)
     for config in configs:

@@ -30,7 +30,9 @@ LEFT_BEHIND = ("checkpoints", ".lock", "report.html")
 def models_of(recipe: schema.Recipe) -> dict[str, str]:
     """A hash of each model that a stage reads, and of each file beside its rows, by its part."""
     stage = recipe.stage
-    named = {"student": assembly.source_of(stage)[0]} | ({"teacher": stage.teacher.model} if stage.teacher else {})
+    named = {"student": assembly.source_of(stage)[0]}
+    if stage.teacher:
+        named["teacher"] = assembly.teacher_of(stage)[0]
     return {part: fingerprint_of(name) for part, name in named.items()} | dict(_files_beside(stage))
 
 

@@ -13,6 +13,7 @@ from potstill.errors import ModelError
 from potstill.evaluation.evaluator import examine
 from potstill.evaluation.exposure import Samples, draw_samples, panel, plain
 from potstill.evaluation.generation import judge_answers
+from potstill.models import adapters
 from potstill.models.families import Family
 from potstill.run import write_text
 from potstill.sources.dataset import batches
@@ -32,7 +33,7 @@ def evaluate(bench: Bench, label: str, family: Family, size_on_disk: int) -> Non
         )
         if "samples" not in settings.leave_out:
             _write_panel(bench, label, family, answered)
-    size = {"num_parameters": sum(p.numel() for p in family.model.parameters()), "size_on_disk_bytes": size_on_disk}
+    size = {"num_parameters": adapters.num_parameters(family.model), "size_on_disk_bytes": size_on_disk}
     lines = _lines(rows, measured.of_each(), answers, scores)
     write_text(bench.run.rows_file(label), "".join(json.dumps(line) + "\n" for line in lines))
     bench.run.write(f"eval/{label}", measured.figures() | judged | size)

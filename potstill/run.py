@@ -96,6 +96,16 @@ class Run:
         return self.path / "student"
 
     @property
+    def adapter(self) -> Path:
+        """What was trained of a student that has an adapter, in peft's format."""
+        return self.path / "adapter"
+
+    @property
+    def untouched(self) -> Path:
+        """The student before training, where it is no model of a name."""
+        return self.path / "untouched"
+
+    @property
     def baseline(self) -> Run:
         return Run(self.path / "baseline")
 

@@ -50,7 +50,7 @@ def model_of(run: Run, part: str, *, allow_remote_code: bool = False) -> str:
     stage = recipe.stage
     match part:
         case "teacher" if stage.teacher:
-            return _pinned_nowhere(stage.teacher.model, stage.teacher.revision)
+            return _pinned_nowhere(*assembly.teacher_of(stage))
         case "untouched":
             return _untouched(run, stage, allow_remote_code)
         case "student" | "sft":
@@ -111,7 +111,7 @@ def _untouched(run: Run, stage: Stage, allow_remote_code: bool) -> str:
     source, revision = assembly.source_of(stage)
     if not isinstance(stage.student, PrunedStudent):
         return _pinned_nowhere(source, revision)
-    folder = run.path / "untouched"
+    folder = run.untouched
     if folder.is_dir():
         return str(folder)
     made = run.read("student")

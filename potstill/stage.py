@@ -9,9 +9,10 @@ import json
 import resource
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-
-import torch
+from pathlib import Path
+from typing import Any
 
 from potstill import assembly
 from potstill import recipe as schema
@@ -21,8 +22,10 @@ from potstill.errors import TeacherError
 from potstill.evaluation.evaluator import measure
 from potstill.evaluation.generation import greedy_figures
 from potstill.measuring import evaluate
+from potstill.models import adapters
 from potstill.models.families import family_of
 from potstill.models.loading import load
+from potstill.models.quiet import quiet
 from potstill.run import MODELS, Run, remove_folder, write_text
 from potstill.sources.dataset import batches
 from potstill.sources.teacher_text import seconds_of
@@ -62,7 +65,7 @@ def run(recipe: schema.Recipe, run: Run, *, allow_remote_code: bool = False) -> 
             _measure_untouched(bench, training, student, resume_from)
             _check_gate(bench, training)
             state = fit(_job(bench, training, student), resume_from)
-            _finish(bench, training, state, student.stored_dtype)
+            _finish(bench, training, state, student)
         _write_samples(bench)
         bench.runtime.barrier()
 
@@ -91,6 +94,7 @@ def _student(bench: Bench, training: Training, resume_from: Checkpoint | None) -
         bench.allow_remote_code,
         resume_from,
         bench.recipe.seed,
+        bench.teaching,
     )
     if resume_from and bench.runtime.is_main:
         say(f"going on from {resume_from.path}")
@@ -101,6 +105,11 @@ def _student(bench: Bench, training: Training, resume_from: Checkpoint | None) -
             say(f"student: layers {layers} of {made['of_layers']} of {made['from']}")
             if encoder := made.get("encoder_kept_layers"):
                 say(f"student: and of its encoder, layers {encoder} of {made['encoder_of_layers']}")
+        if adapter := student.made.get("adapter"):
+            say(
+                f"student: an adapter of rank {adapter['rank']} beside {', '.join(adapter['target_modules'])}: "
+                f"{adapter['num_parameters']:,} parameters are trained, {adapter['of_parameters']:,} are not"
+            )
     return student
 
 
@@ -147,18 +156,18 @@ def _job(bench: Bench, training: Training, student: Student) -> Job:
 
 def _kept_channels(run: Run, stage: schema.Stage) -> list[int] | None:
     """The teacher's channels that the student was cut with; None of one that is as wide, or is not cut from it."""
-    cut_from_teacher = stage.teacher is not None and assembly.source_of(stage)[0] == stage.teacher.model
+    cut_from_teacher = stage.teacher is not None and assembly.source_of(stage)[0] == assembly.teacher_of(stage)[0]
     widths: dict[str, list[int]] = run.read("student").get("kept_widths") or {}
     return widths.get("hidden") if cut_from_teacher else None
 
 
-def _finish(bench: Bench, training: Training, state: State, stored_dtype: torch.dtype) -> None:
+def _finish(bench: Bench, training: Training, state: State, student: Student) -> None:
     """Export the best student, measure what was exported, and write down the cost."""
     if bench.runtime.is_main:
         assert state.best_step is not None  # training ends with a validation
         best = checkpoint.at(training.run.checkpoints, state.best_step)
         checkpoint.mark_best(training.run.checkpoints, state.best_step)
-        _export(bench, best, training.run, stored_dtype)
+        _export(bench, best, training.run, student)
         prefix = "" if training.label == "student_after" else "baseline_"
         _add_cost(bench.run, prefix, state)
         if not bench.run.eval_file(training.label).exists():
@@ -167,17 +176,43 @@ def _finish(bench: Bench, training: Training, state: State, stored_dtype: torch.
     bench.runtime.barrier()
 
 
-def _export(bench: Bench, best: Checkpoint, run: Run, dtype: torch.dtype) -> None:
-    """Write the best checkpoint's student to ``student/``, in the precision of the model it came from."""
-    partial = run.path / ".student.partial"
+def _export(bench: Bench, best: Checkpoint, run: Run, student: Student) -> None:
+    """Write the best checkpoint's student to ``student/``, in the precision of the model it came from.
+
+    Of an adapter the merged model; the adapter goes to ``adapter/``, and a base that has no name to ``untouched/``.
+    """
+    dtype, adapted = student.stored_dtype, student.family.model
+    if not adapters.is_adapted(adapted):
+        loaded = load(str(best.student), dtype=dtype, allow_remote_code=bench.allow_remote_code)
+        _place(loaded.model, loaded.tokenizer, run.student)
+        return
+    adapters.restore(adapted, best.student)
+    nameless = adapted.adapter_base.name is None
+    if nameless:
+        _place(adapters.merged(adapted, dtype, with_adapter=False), bench.tokenizer, run.untouched)
+    with _placing(run.adapter) as partial:
+        adapters.save(adapted, partial, base_name=str(run.untouched.resolve()) if nameless else None)
+    _place(adapters.merged(adapted, dtype), bench.tokenizer, run.student)
+
+
+def _place(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a model folder, whole or not at all."""
+    quiet()
+    with _placing(folder) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+
+
+@contextmanager
+def _placing(folder: Path) -> Iterator[Path]:
+    """A hidden folder to be written, which takes the place of ``folder`` once it is on disk."""
+    partial = folder.with_name(f".{folder.name}.partial")
     remove_folder(partial)
-    loaded = load(str(best.student), dtype=dtype, allow_remote_code=bench.allow_remote_code)
-    loaded.model.save_pretrained(partial)
-    loaded.tokenizer.save_pretrained(partial)
+    yield partial
     checkpoint.make_readable(partial)
     checkpoint.flush_tree(partial)
-    remove_folder(run.student)
-    partial.rename(run.student)
+    remove_folder(folder)
+    partial.rename(folder)
 
 
 def _measure_teacher(bench: Bench) -> None:

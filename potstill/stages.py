@@ -173,8 +173,8 @@ def _models(recipe: schema.Recipe, previous: str, stage: schema.Stage, students:
     """The models of a stage that other stages make."""
     found: dict[str, Any] = {}
     if isinstance(stage.student, schema.PreviousStudent):
-        frozen = stage.student.freeze_embeddings
-        found["student"] = schema.PretrainedStudent(model=students[previous], freeze_embeddings=frozen)
+        own = {"freeze_embeddings": stage.student.freeze_embeddings, "adapter": stage.student.adapter}
+        found["student"] = schema.PretrainedStudent(model=students[previous], **own)
     if isinstance(stage.teacher, schema.StageTeacher):
         asked = stage.teacher.stage
         found["teacher"] = schema.Teacher(

@@ -118,7 +118,9 @@ def _pair(recipe: schema.Recipe, allow_remote_code: bool) -> Pair:
     teaching = assembly.load_teaching(stage, tokenizer, runtime, allow_remote_code)
     assert teaching is not None
     calibration = assembly.calibration_rows(data)
-    student = assembly.build_student(stage, runtime, teaching.vocab_size, calibration, allow_remote_code)
+    student = assembly.build_student(
+        stage, runtime, teaching.vocab_size, calibration, allow_remote_code, teaching=teaching
+    )
     rows = [
         replace(row, prompt_ids=row.prompt_ids[-MAX_PROMPT:], response_ids=row.response_ids[:length])
         for row, length in zip(data.train, RESPONSES, strict=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hashlib import file_digest, sha256
 from pathlib import Path
 
+from potstill.models.adapter_folder import CONFIG, base_of, is_adapter
 from potstill.models.loading import local_source
 
 TELLING = (
@@ -14,7 +15,10 @@ TELLING = (
 
 
 def fingerprint_of(name: str) -> str:
-    """SHA-256 of a model folder's weights, config and tokenizer; of the name itself where it is not on this machine."""
+    """SHA-256 of a model folder's weights, config and tokenizer; of the name itself where it is not on this machine.
+
+    That of an adapter's folder is of the model it names as well.
+    """
     folder = local_source(name)
     if folder is None:
         return sha256(name.encode()).hexdigest()
@@ -22,6 +26,8 @@ def fingerprint_of(name: str) -> str:
     for file in sorted(file for file in folder.iterdir() if _counts(file)):
         with open(file, "rb") as handle:
             digest.update(file.name.encode() + file_digest(handle, "sha256").digest())
+    if is_adapter(folder):
+        digest.update((folder / CONFIG).read_bytes() + fingerprint_of(base_of(folder)[0]).encode())
     return digest.hexdigest()
 
 

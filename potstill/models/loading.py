@@ -10,12 +10,13 @@ from typing import Any
 import torch
 
 from potstill.errors import ModelError, PotstillError
-from potstill.models import embedded
+from potstill.models import adapter_folder, embedded
 from potstill.models.architectures import built
 from potstill.models.layout import auto_class, is_encoder_decoder
 from potstill.models.quiet import quiet
 from potstill.types import PAIR_MARK
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -44,6 +45,8 @@ def load(
 ) -> Loaded:
     """Load a causal or an encoder-decoder language model, ready to run and in evaluation mode.
 
+    A folder with an adapter of peft's is loaded merged: as the model it names, with the adapter's changes.
+
     Args:
         name: an embedded name, a folder, a .gguf file or a hub id.
         dtype: of the weights in memory.
@@ -53,6 +56,8 @@ def load(
         loading: what transformers is told beside; a device_map among it says where the weights go, and not ``device``.
     Raises: ModelError with the way out, for anything that is not such a model.
     """
+    if base := _base_of_adapter(name):
+        return _load_merged(name, base, dtype, device, allow_remote_code)
     config = config_of(name, revision=revision, allow_remote_code=allow_remote_code)
     where, options = _where(name, revision, allow_remote_code)
     _check_weights(Path(where))
@@ -64,6 +69,24 @@ def load(
     size, stored = weights_size(Path(where), model), config.dtype or torch.float32
     placed = model if "device_map" in options else model.to(device)
     return Loaded(name, placed.eval(), tokenizer, stored, size)
+
+
+def _load_merged(
+    name: str, base: tuple[str, str | None], dtype: torch.dtype, device: torch.device | str, allow_remote_code: bool
+) -> Loaded:
+    """The model that an adapter names, with the adapter in its weights; ``size_on_disk`` is of both."""
+    of, folder = load(base[0], dtype=dtype, revision=base[1], allow_remote_code=allow_remote_code), local_source(name)
+    assert folder is not None  # it is where the base was found
+    model = _attempt(name, lambda: adapter_folder.merged_into(of.model, folder))
+    tokenizer = load_tokenizer(name, allow_remote_code=allow_remote_code)
+    size = of.size_on_disk + weights_size(folder, model)
+    return Loaded(name, model.to(device).eval(), tokenizer, of.stored_dtype, size)
+
+
+def _base_of_adapter(name: str) -> tuple[str, str | None] | None:
+    """The model that a folder's adapter is of, and its revision; None where the name is of a model."""
+    folder = local_source(name)
+    return adapter_folder.base_of(folder) if folder is not None and adapter_folder.is_adapter(folder) else None
 
 
 def drawn(
@@ -98,6 +121,8 @@ def load_tokenizer(name: str, *, revision: str | None = None, allow_remote_code:
     """
     from transformers import AutoTokenizer
 
+    if (base := _base_of_adapter(name)) and not _has_tokenizer(name):
+        return load_tokenizer(base[0], revision=base[1], allow_remote_code=allow_remote_code)
     where, options = _where(name, revision, allow_remote_code)
     tokenizer = _attempt(name, lambda: AutoTokenizer.from_pretrained(where, **options))
     if tokenizer.eos_token_id is None:
@@ -109,10 +134,16 @@ def load_tokenizer(name: str, *, revision: str | None = None, allow_remote_code:
     return tokenizer
 
 
+def _has_tokenizer(folder: str) -> bool:
+    return any((Path(folder).expanduser() / file).is_file() for file in TOKENIZER_FILES)
+
+
 def config_of(name: str, *, revision: str | None = None, allow_remote_code: bool = False) -> Any:
     """A model's config, without its weights."""
     from transformers import AutoConfig
 
+    if base := _base_of_adapter(name):
+        return config_of(base[0], revision=base[1], allow_remote_code=allow_remote_code)
     where, options = _where(name, revision, allow_remote_code)
     return _attempt(name, lambda: AutoConfig.from_pretrained(where, **options))
 
@@ -154,7 +185,7 @@ def local_source(name: str) -> Path | None:
 def _checked_folder(path: Path) -> Path:
     if (path / "student" / "config.json").is_file():  # a run folder stands for its student
         return path / "student"
-    if not (path / "config.json").is_file():
+    if not (path / "config.json").is_file() and not adapter_folder.is_adapter(path):
         raise ModelError(
             f"{path}: no config.json in it, so it is not a model folder", "point at the folder that has it"
         )

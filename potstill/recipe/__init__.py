@@ -33,7 +33,10 @@ from potstill.recipe.features import (
 )
 from potstill.recipe.holding import Holding
 from potstill.recipe.models import (
+    BASE,
     PREVIOUS,
+    Adapter,
+    BaseTeacher,
     FreshStudent,
     PretrainedStudent,
     PreviousStudent,
@@ -139,11 +142,13 @@ from potstill.recipe.weightings import (
 )
 
 __all__ = [
+    "BASE",
     "METRICS_OF_ANSWERS",
     "METRICS_TO_MAXIMISE",
     "METRICS_TO_MINIMISE",
     "METRICS_WITHOUT_TEACHER",
     "PREVIOUS",
+    "Adapter",
     "AdaptiveKL",
     "Advantages",
     "AllChannels",
@@ -158,6 +163,7 @@ __all__ = [
     "AnySource",
     "AnyWeighting",
     "AssistantDivergence",
+    "BaseTeacher",
     "Batching",
     "Between",
     "Budget",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from potstill.recipe.holding import Holding
-from potstill.recipe.section import Count, Index, Section
+from potstill.recipe.section import Count, Index, Positive, Section
+from potstill.recipe.sources import listed
 
 PREVIOUS = "previous"  # the stage before
+BASE = "base"  # the student's own weights under its adapter
 
 
 class Teacher(Holding):
@@ -38,16 +40,52 @@ class StageTeacher(Holding):
         """None: a folder has none."""
 
 
-AnyTeacher = Annotated[Teacher | StageTeacher, Field(discriminator="kind")]
+class BaseTeacher(Section):
+    """The student's own model with its adapter left out: the same weights, held once."""
+
+    kind: Literal["base"] = "base"
+
+
+AnyTeacher = Annotated[Teacher | StageTeacher | BaseTeacher, Field(discriminator="kind")]
 
 
 def teacher_of(value: Any) -> Any:
-    """``teacher: gpt2`` is short for ``{model: gpt2}``, and ``teacher: previous`` for ``{stage: previous}``."""
+    """``teacher: gpt2`` is short for ``{model: gpt2}``, ``teacher: previous`` for ``{stage: previous}``, and
+    ``teacher: base`` for ``{kind: base}``."""
+    if value == BASE:
+        return {"kind": BASE}
     if isinstance(value, str):
         return {"kind": "stage", "stage": PREVIOUS} if value == PREVIOUS else {"kind": "model", "model": value}
     if isinstance(value, dict) and "kind" not in value:
         return {"kind": "stage" if "stage" in value else "model", **value}
     return value
+
+
+class Adapter(Section):
+    """Low-rank matrices beside the student's weights: they are trained, and everything else stays as it is.
+
+    Source: Hu et al. 2021, LoRA, arXiv:2106.09685; all linear layers and nf4: Dettmers et al. 2023, QLoRA,
+    arXiv:2305.14314.
+    """
+
+    shorthand: ClassVar[str | None] = "kind"
+    kind: Literal["lora"] = "lora"
+    rank: Count = 16  # MiniLLM's public code has 8
+    alpha: Positive = 32.0  # MiniLLM's; what the matrices add is scaled by alpha / rank
+    dropout: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0  # on what they read; MiniLLM has 0.1
+    # Names of linear layers, as q_proj; where unset all in the model's layers (QLoRA), and never the output embedding.
+    target_modules: Annotated[tuple[str, ...], BeforeValidator(listed), Field(min_length=1)] | None = None
+    use_rslora: bool = False  # scaled by alpha / sqrt(rank): Kalajdzievski 2023, arXiv:2312.03732
+    # Linear layers of the frozen model in 4 or 8 bits while it is trained.
+    quantise_base: Literal["none", "nf4", "int8"] = "none"
+
+
+def adapter_of(value: Any) -> Any:
+    """``adapter: lora`` is short for ``{kind: lora}``."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
+OptionalAdapter = Annotated[Adapter | None, BeforeValidator(adapter_of)]
 
 
 class PrunedStudent(Section):
@@ -67,6 +105,7 @@ class PrunedStudent(Section):
     keep_heads: Count | None = None  # of queries, in each layer
     keep_mlp: Count | None = None  # inner channels of each layer
     freeze_embeddings: bool = True  # they are the teacher's own already, and 45% of a small student
+    adapter: OptionalAdapter = None
 
 
 class PretrainedStudent(Section):
@@ -77,6 +116,7 @@ class PretrainedStudent(Section):
     model: str
     revision: str | None = None
     freeze_embeddings: bool = False
+    adapter: OptionalAdapter = None
 
 
 class FreshStudent(Section):
@@ -93,6 +133,7 @@ class PreviousStudent(Section):
 
     kind: Literal["previous"] = "previous"
     freeze_embeddings: bool = False
+    adapter: OptionalAdapter = None
 
     @property
     def model(self) -> str:
@@ -112,6 +153,11 @@ def student_of(value: Any) -> Any:
         return {"kind": "pretrained", "model": value}
     if isinstance(value, dict) and "kind" not in value:
         return {"kind": "pruned", **value}
+    if isinstance(value, dict) and value.get("kind") == "fresh" and value.get("adapter"):
+        raise ValueError(
+            "is fresh, and an adapter leaves its random weights as they are: nothing would be learnt. "
+            "Leave adapter out, or name a trained model with student=MODEL"
+        )
     if isinstance(value, dict) and value.get("kind") == "pretrained" and "keep_layers" in value:
         model = value.get("model", "MODEL")
         raise ValueError(

@@ -9,7 +9,9 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from potstill.recipe.data import Data
 from potstill.recipe.models import (
     PREVIOUS,
+    Adapter,
     AnyTeacher,
+    BaseTeacher,
     PreviousStudent,
     PrunedStudent,
     StageTeacher,
@@ -140,6 +142,34 @@ class Stage(Section):
     gate: bool = False
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """What of the student alone is trained; None where it is trained itself."""
+        return getattr(self.student, "adapter", None)
+
+    @model_validator(mode="after")
+    def _adapter_is_there(self) -> Self:
+        rollouts = {stream.name: rollout_of(stream.source) for stream in self.streams}
+        for name, rollout in rollouts.items() if self.adapter else ():
+            if rollout and rollout.engine == "vllm" and rollout.policy.name != "teacher":
+                raise ValueError(
+                    f"stream {name} has engine vllm, which is not given an adapter's weights. Set engine to local, "
+                    "or leave student.adapter out"
+                )
+        if not isinstance(self.teacher, BaseTeacher):
+            return self
+        if self.adapter is None:
+            raise ValueError(
+                "teacher is base, the student with its adapter left out, and the student has none. "
+                "Set student.adapter=lora, or name the model with teacher=MODEL"
+            )
+        if isinstance(self.student, PrunedStudent):
+            raise ValueError(
+                "teacher is base, and the student is cut: a model with layers missing would teach. "
+                "Name a whole one with student=MODEL beside student.adapter, or another teacher"
+            )
+        return self
 
     @model_validator(mode="after")
     def _gate_has_figures(self) -> Self:

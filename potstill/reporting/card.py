@@ -121,6 +121,10 @@ def _facts(run: Run) -> Iterator[str]:
     if teacher := settings.teacher(run):
         yield f"teacher: {_model(teacher)}"
     yield f"student: {_student(run)}"
+    if adapter := settings.value_at(run.read("student"), "adapter"):
+        rank, beside = settings.value_at(adapter, "rank"), settings.value_at(adapter, "target_modules")
+        layers = ", ".join(map(str, beside)) if isinstance(beside, list) else "linear layers"
+        yield f"trained: a LoRA adapter of rank {code(str(rank))} beside {code(layers)}, merged into these weights"
     if terms := _terms(run):
         yield f"loss: {terms}"
     if texts := "; ".join(_texts(run)):

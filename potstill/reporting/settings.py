@@ -8,6 +8,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from potstill.recipe import BASE
 from potstill.run import Run
 
 # Settings of answers that recipes of older versions do not have, as they were then.
@@ -73,8 +74,10 @@ def method(run: Run) -> str | None:
 
 
 def teacher(run: Run) -> str | None:
-    """The teacher's name, in either spelling a recipe allows."""
-    return _model(stage(run).get("teacher"))
+    """The teacher's name, in either spelling a recipe allows; of a student's own base the student's."""
+    asked = stage(run).get("teacher")
+    is_base = asked == BASE or value_at(asked, "kind") == BASE
+    return _model(stage(run).get("student") if is_base else asked)
 
 
 def data(run: Run) -> str | None:

@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from potstill.models import adapters
 from potstill.models.families import Family
 from potstill.models.layout import DECODER, ENCODER, is_encoder_decoder, stacks_of
+from potstill.models.quantised import entries
 
 
 class Meter:
@@ -32,8 +34,8 @@ class Meter:
         models = {id(family.model): family.model for family in families}.values()
         counted = [part for model in models for part in _parts(model)]
         hooks = [
-            module.register_forward_pre_hook(self._counting(weights, model), with_kwargs=True)
-            for model, module, weights in counted
+            module.register_forward_pre_hook(self._counting(weights, backward, model), with_kwargs=True)
+            for model, module, weights, backward in counted
         ]
         try:
             yield self
@@ -41,37 +43,39 @@ class Meter:
             for hook in hooks:
                 hook.remove()
 
-    def _counting(self, weights: int, model: nn.Module) -> Any:
+    def _counting(self, weights: int, backward: int, model: nn.Module) -> Any:
         trained = any(parameter.requires_grad for parameter in model.parameters())
 
         def count(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             read = args[0] if args else next(iter(kwargs.values()))
             positions = read.shape.numel() if read.ndim == 2 else read.shape[:-1].numel()
-            self.flops += 2.0 * weights * positions * (3 if trained and torch.is_grad_enabled() else 1)
+            self.flops += 2.0 * positions * (weights + (backward if trained and torch.is_grad_enabled() else 0))
 
         return count
 
 
-def _parts(model: Any) -> Iterator[tuple[Any, nn.Module, int]]:
-    """Modules that every position of a text goes through once, and the weights it meets from there on."""
-    head = model.get_output_embeddings().weight
+def _parts(model: Any) -> Iterator[tuple[Any, nn.Module, int, int]]:
+    """Modules that every position of a text goes through once, the weights it meets from there on, and how many times
+    over in all it meets them again in the backward pass."""
+    head = model.get_output_embeddings().weight.numel()
     if not is_encoder_decoder(model.config):
-        embedding = model.get_input_embeddings()
-        yield model, embedding, _weights(model.base_model) + head.numel()
+        yield model, model.get_input_embeddings(), *_met(model, model.base_model, head)
         return
     stacks = stacks_of(model)
     for name in (ENCODER, DECODER):
         layers = stacks[name].layers
-        yield model, layers[0], _weights(layers) + (head.numel() if name == DECODER else 0)
+        yield model, layers[0], *_met(model, layers, head if name == DECODER else 0)
+
+
+def _met(model: Any, module: nn.Module, head: int) -> tuple[int, int]:
+    """Weights that are met forward, and backward: twice each, but those under an adapter once, for the states alone."""
+    weights = _weights(module) + head
+    if not adapters.is_adapted(model):
+        return weights, 2 * weights
+    return weights, weights + sum(p.numel() for name, p in module.named_parameters() if adapters.is_matrix(name))
 
 
 def _weights(module: nn.Module) -> int:
     """Entries of matrices in products: no biases and norms, and no tables that are looked up."""
     parts = (part for part in module.modules() if not isinstance(part, nn.Embedding))
-    return sum(_entries(own) for part in parts for own in part.parameters(recurse=False) if own.ndim >= 2)
-
-
-def _entries(weight: Any) -> int:
-    """Entries of a matrix, of one in bitsandbytes' 4 bits too, which holds two in a byte."""
-    state = getattr(weight, "quant_state", None)
-    return int(weight.numel() if state is None else state.shape.numel())
+    return sum(entries(own) for part in parts for own in part.parameters(recurse=False) if own.ndim >= 2)

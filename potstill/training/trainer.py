@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import nn
 from potstill import recipe
 from potstill.errors import CheckpointError, ConfigError
 from potstill.features.matching import Match
+from potstill.models import adapters
 from potstill.models.families import Family
 from potstill.run import Run
 from potstill.training import checkpoint, optim
@@ -245,8 +247,7 @@ def _save(job: Job, optimizer: torch.optim.Optimizer, state: State, log: Metrics
         runtime.barrier()
         torch.save(_process_state(job), writer.file(f"process-{runtime.rank:05d}.pt"))
         if runtime.is_main:
-            job.student.model.save_pretrained(writer.student)
-            job.tokenizer.save_pretrained(writer.student)
+            _save_student(job, writer.student)
             torch.save(optimizer.state_dict(), writer.file("optimizer.pt"))
             if maps := _maps(job):
                 torch.save({key: match.state_dict() for key, match in maps.items()}, writer.file("maps.pt"))
@@ -259,6 +260,15 @@ def _save(job: Job, optimizer: torch.optim.Optimizer, state: State, log: Metrics
             checkpoint.mark_best(folder, state.best_step)
         checkpoint.prune(folder, job.stage.checkpoint.keep_last, state.best_step)
     runtime.barrier()
+
+
+def _save_student(job: Job, folder: Path) -> None:
+    """The whole model with its tokenizer; where an adapter alone is trained, that alone."""
+    if adapters.is_adapted(job.student.model):
+        adapters.save(job.student.model, folder)
+        return
+    job.student.model.save_pretrained(folder)
+    job.tokenizer.save_pretrained(folder)
 
 
 def _process_state(job: Job) -> dict[str, Any]:

@@ -79,6 +79,9 @@ def _models(pair: Pair, places: Mapping[Key, str]) -> dict[str, Any]:
             of, kept = layers_of_stacks(pair.source), layers_of_stacks(pair.student)
             less = _kept(stage.student, of, kept, again=again)
             found["student"] = stage.student.model_copy(update={"model": name and places[name, None], **less})
+    if stage.adapter:
+        few = stage.adapter.model_copy(update={"rank": 1})  # no wider than the narrowest of the small layers
+        found["student"] = found.get("student", stage.student).model_copy(update={"adapter": few})
     return found
 
 

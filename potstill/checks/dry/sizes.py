@@ -14,6 +14,7 @@ from potstill import assembly
 from potstill import recipe as schema
 from potstill.checks.dry.models import Key, named_models
 from potstill.checks.dry.naming import of_stage
+from potstill.models import adapters
 from potstill.models.architectures import built
 from potstill.models.layout import DECODER, ENCODER
 from potstill.models.loading import config_of
@@ -22,6 +23,8 @@ from potstill.models.width import cut_width, first_of
 
 BITS = {"float32": 32, "bfloat16": 16, "int8": 8, "int8_dynamic": 8, "llm_int8": 8, "nf4": 4}  # scales are left out
 BYTES = {"float32": 4, "auto": 4, "bfloat16": 4, "float64": 8}  # of a student's weight, by what is computed in
+# Of a weight in fewer bits, with a scale for each 64 of them, itself in 8 bits, or for each row.
+BYTES_OF_QUANTISED = {"none": 0.0, "nf4": 0.516, "int8": 1.0}
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ def pairs(recipe: schema.Recipe, models: Mapping[Key, Any]) -> Iterator[Pair]:
 
     Args:
         models: those that the recipe names, on the meta device.
-    Raises: ModelError for layers that a model does not have.
+    Raises: ModelError for layers that a model does not have, or that are narrower than an adapter's rank.
     """
     made: dict[str, Any] = {}
     for at, stage in enumerate(recipe.stages):
@@ -50,6 +53,8 @@ def pairs(recipe: schema.Recipe, models: Mapping[Key, Any]) -> Iterator[Pair]:
         source = _source(stage, before, teacher, made, models)
         with of_stage(stage.name):
             student = _cut(source, stage.student) if isinstance(stage.student, schema.PrunedStudent) else source
+            if stage.adapter:
+                adapters.chosen_layers(student, stage.adapter)
         made[stage.name] = student
         yield Pair(stage, student, source, teacher, _names(stage, before))
 
@@ -60,6 +65,8 @@ def _teacher(stage: schema.Stage, before: str, made: Mapping[str, Any], models: 
             return made[before if asked == schema.PREVIOUS else asked]
         case schema.Teacher(model=name, revision=revision):
             return models[name, revision]
+        case schema.BaseTeacher():
+            return _source(stage, before, None, made, models)
     return None
 
 
@@ -95,6 +102,8 @@ def _names(stage: schema.Stage, before: str) -> dict[str, str]:
             found["teacher"] = f"student of {before if asked == schema.PREVIOUS else asked}"
         case schema.Teacher(model=name):
             found["teacher"] = name
+        case schema.BaseTeacher():
+            found["teacher"] = "the student without its adapter"
     match stage.student:
         case schema.PreviousStudent():
             found["student"] = f"student of {before}"
@@ -118,6 +127,8 @@ def memory(pair: Pair, dtype: str) -> dict[str, int]:
         dtype: the recipe's. With bfloat16 a student stays in float32 and a teacher does not; auto is taken for float32.
     """
     each, stage = BYTES[dtype], pair.stage
+    if stage.adapter:
+        return _memory_of_adapter(pair, stage.adapter, dtype)
     embeddings = (pair.student.get_input_embeddings().weight, pair.student.get_output_embeddings().weight)
     frozen = {id(weight) for weight in embeddings} if stage.student.freeze_embeddings else set()
     trained = [p for p in pair.student.parameters() if id(p) not in frozen]
@@ -126,10 +137,15 @@ def memory(pair: Pair, dtype: str) -> dict[str, int]:
         "gradients": each * sum(p.numel() for p in trained),
         "optimizer": each * sum(_state(p.shape, stage.optimizer.name) for p in trained),
     }
-    if pair.teacher is not None:
-        held = stage.teacher or schema.Holding()
-        sizes["teacher"] = _held(pair.teacher, held, 2 if dtype == "bfloat16" else each)
-    return sizes
+    return sizes | _memory_of_teacher(pair, dtype)
+
+
+def _memory_of_teacher(pair: Pair, dtype: str) -> dict[str, int]:
+    """Of one with weights of its own."""
+    held = pair.stage.teacher or schema.Holding()
+    if pair.teacher is None or isinstance(held, schema.BaseTeacher):
+        return {}
+    return {"teacher": _held(pair.teacher, held, 2 if dtype == "bfloat16" else BYTES[dtype])}
 
 
 def _held(model: Any, held: schema.Holding, each: int) -> int:
@@ -144,10 +160,27 @@ def _held(model: Any, held: schema.Holding, each: int) -> int:
 def told_of(stage: schema.Stage) -> str:
     """Where a teacher is held and in what, where that is not beside its student; the student's device has a copy of
     its head where it is on another. Empty where nothing is set."""
-    if stage.teacher is None or stage.teacher.is_plain:
+    if stage.teacher is None or isinstance(stage.teacher, schema.BaseTeacher) or stage.teacher.is_plain:
         return ""
     held = {name: value for name, value in stage.teacher.held.items() if value not in (None, "auto", "none")}
     return ", ".join(f"{name} {value}" for name, value in held.items())
+
+
+def _memory_of_adapter(pair: Pair, adapter: schema.Adapter, dtype: str) -> dict[str, int]:
+    """``memory`` where an adapter alone is trained: its matrices are, and linear layers may be in fewer bits.
+
+    Raises: ModelError for layers that are not there, or narrower than the adapter's rank.
+    """
+    each, shapes = BYTES[dtype], adapters.matrices(pair.student, adapter)
+    trained = sum(rows * columns for rows, columns in shapes)
+    shrunk = 0 if adapter.quantise_base == "none" else adapters.linear_entries(pair.student)
+    base = each * (count(pair.student) - shrunk) + int(BYTES_OF_QUANTISED[adapter.quantise_base] * shrunk)
+    sizes = {
+        "student": base + each * trained,
+        "gradients": each * trained,
+        "optimizer": each * sum(_state(torch.Size(shape), pair.stage.optimizer.name) for shape in shapes),
+    }
+    return sizes | _memory_of_teacher(pair, dtype)
 
 
 def memory_of(recipe: schema.Recipe, allow_remote_code: bool) -> dict[str, int]:

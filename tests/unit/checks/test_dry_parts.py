@@ -23,8 +23,10 @@ from potstill.data.examples import Example
 from potstill.data.prepare import prepare
 from potstill.data.tokenise import tokenise
 from potstill.errors import DataError, ModelError
+from potstill.models import adapters
 from potstill.models.architectures import built, known_config
 from potstill.models.pruning import freeze_embeddings
+from potstill.models.quantised import quantise
 from potstill.recipes import METHODS
 from potstill.training import optim
 from tests import tiny
@@ -55,6 +57,40 @@ def test_memory_is_what_a_real_step_takes(make: Any, optimizer: str, frozen: boo
         "gradients": 4 * sum(p.numel() for p in model.parameters() if p.grad is not None),
         "optimizer": 4 * sum(value.numel() for value in tensors if value.ndim),
     }
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_memory_of_an_adapter_is_what_a_real_step_takes(optimizer: str) -> None:
+    pytest.importorskip("peft", reason="needs the extra adapters")
+    asked = stage(optimizer=optimizer, **{"student.adapter": "lora", "student.adapter.rank": 4})
+    assert asked.adapter is not None
+    predicted = memory(Pair(asked, built(tiny.llama().config, device="meta"), None, None, {}), "float32")
+    model = adapters.attach(tiny.llama(), asked.adapter, adapters.Base("any", "", {}), seed=1)
+    made = optim.build(model, asked.optimizer)
+    for p in model.parameters():
+        p.grad = torch.randn_like(p) if p.requires_grad else None
+    made.step()
+    tensors = [value for state in made.state.values() for value in state.values() if torch.is_tensor(value)]
+    assert predicted == {
+        "student": 4 * sum(p.numel() for p in model.parameters()),
+        "gradients": 4 * sum(p.numel() for p in model.parameters() if p.grad is not None),
+        "optimizer": 4 * sum(value.numel() for value in tensors if value.ndim),
+    }
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_memory_of_a_quantised_base_is_what_it_takes(kind: str) -> None:
+    pytest.importorskip("bitsandbytes", reason="needs the extra bitsandbytes")
+    asked = stage(**{"student.adapter": "lora", "student.adapter.rank": 4, "student.adapter.quantise_base": kind})
+    full = tiny.llama(hidden=64)
+    teaching = asked.model_copy(update={"teacher": schema.BaseTeacher()})
+    predicted = memory(Pair(teaching, full, full, full, {}), "float32")
+    assert "teacher" not in predicted  # it is the student's own weights
+    whole = memory(Pair(stage(), full, None, None, {}), "float32")["student"]
+    held = sum(
+        p.numel() * p.element_size() for p in quantise(tiny.llama(hidden=64), kind, torch.device("cpu")).parameters()
+    )
+    assert held <= predicted["student"] - predicted["gradients"] < held * 1.05 < whole
 
 
 def test_a_teacher_in_bfloat16_takes_half() -> None:

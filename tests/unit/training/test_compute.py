@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from potstill.models import adapters
 from potstill.models.families import family_of
+from potstill.recipe import Adapter
 from potstill.training.compute import Meter
 from tests import tiny
 
@@ -72,3 +74,22 @@ def test_what_is_frozen_takes_no_gradient_and_what_is_closed_counts_nothing() ->
     assert with_gradient == 3 * meter.flops > 0
     family(batch)
     assert with_gradient == 3 * meter.flops
+
+
+def test_what_is_under_an_adapter_takes_no_gradient_of_its_own() -> None:
+    pytest.importorskip("peft", reason="needs the extra adapters")
+    model = adapters.attach(tiny.llama(1), Adapter(rank=4), adapters.Base("any", "", {}), seed=1)
+    family, batch = family_of(model), tiny.batch([(5, 5), (5, 5)])
+
+    def run() -> None:
+        family.head.linear(family(batch)).sum().backward()
+
+    meter = Meter()
+    with meter.reading([family]):
+        run()
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear)) - trained
+    assert meter.flops == 2 * 20 * (2 * weights + 3 * trained)
+    # torch sees the head at responses alone, and no way back below the first layer's first matrices.
+    head = 2.0 * model.lm_head.weight.numel()
+    assert meter.flops - 2 * head * 20 == pytest.approx(counted_by_torch(run) - 2 * head * 10, rel=0.05)
