@@ -29,6 +29,13 @@ class Family(nn.Module, ABC):
     def forward(self, batch: Batch) -> Float[Tensor, "batch response hidden"]:
         """The states that predict each response token; what stands at padding is arbitrary but finite."""
 
+    @abstractmethod
+    def predicting(self, batch: Batch) -> Bool[Tensor, "batch tokens"]:
+        """Where in what the decoder's layers hold the states stand that predict real response tokens, in their order.
+
+        ``tokens`` is as long as what the decoder reads in ``forward``.
+        """
+
     @property
     def head(self) -> Head:
         """The output embedding with whatever the family does to its logits (soft cap, scale)."""
@@ -74,6 +81,11 @@ class Causal(Family):
         at = (prompt_lengths[:, None] - 1 + offsets).clamp_max(ids.shape[1] - 1)
         return states.gather(1, at[..., None].expand(-1, -1, states.shape[-1]))
 
+    def predicting(self, batch: Batch) -> Bool[Tensor, "batch tokens"]:
+        first, count = batch.prompt_mask.sum(1)[:, None] - 1, batch.response_mask.sum(1)[:, None]
+        at = torch.arange(int((first + 1 + count).max()), device=first.device)
+        return (at >= first) & (at < first + count)
+
     def generation_inputs(self, batch: Batch) -> dict[str, Any]:
         return {"input_ids": batch.prompt_ids, "attention_mask": batch.prompt_mask.long()}
 
@@ -108,6 +120,9 @@ class Seq2Seq(Family):
             encoder_attention_mask=mask,
             use_cache=False,
         ).last_hidden_state
+
+    def predicting(self, batch: Batch) -> Bool[Tensor, "batch tokens"]:
+        return batch.response_mask
 
     def generation_inputs(self, batch: Batch) -> dict[str, Any]:
         from transformers.cache_utils import DynamicCache, EncoderDecoderCache
