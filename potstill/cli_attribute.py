@@ -48,7 +48,7 @@ def attribute(
     ] = Place.residual,
     measure: Annotated[Measure, typer.Option(help="By what channels are scored.")] = Measure.grad_activation,
     limit: Annotated[int, typer.Option(min=1, help="Rows used, from the first.")] = 128,
-    steps: Annotated[int, typer.Option(min=1, help="Of integrated_gradients.")] = 8,
+    steps: Annotated[int, typer.Option(min=1, help="Of integrated_gradients.")] = 16,
     seed: Annotated[int, typer.Option(min=0, help="Of random channels, and of the halves that are compared.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows at a time.")] = 8,
     data_format: LayoutOption = Layout.prompt_response,

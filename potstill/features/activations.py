@@ -64,7 +64,7 @@ def _hook(model: Any, layer: int, place: Place, change: Change, seen: list[Tenso
 
 def scored(activation: Tensor, at: Bool[Tensor, "batch tokens"]) -> Float[Tensor, "token channel"]:
     """The rows of an activation that stand where ``at`` says, batch and tokens in one or not."""
-    return activation.view(*at.shape, -1)[at]
+    return activation.view(*at.shape, -1)[at.to(activation.device)]
 
 
 @contextmanager
@@ -84,5 +84,5 @@ def frozen(family: Family) -> Iterator[None]:
 def width_at(family: Family, batch: Batch, layers: Sequence[int], place: Place) -> int:
     """How many channels the first of these layers has at ``place``. Raises: ModelError."""
     with watching(family, layers[:1], place) as seen:
-        family(batch)
+        family(batch.to(next(family.parameters()).device))
     return seen[0].shape[-1]

@@ -50,8 +50,7 @@ def channel_scores(
     Measures:
         grad_activation: activation x gradient of the log-probability of the response.
         integrated_gradients: the same, the gradient averaged along the line from 0 to the activation, of one layer at a
-            time. Behind a norm that line is short: past its first hundredth a norm puts out much the same, so for the
-            residual stream of late layers the measure rests on few steps.
+            time: ``steps`` times the work for each layer.
         mean_activation: the activation itself; no gradient, no target.
         logit_lens: activation x gradient of the target's logit, were the layer the last: through final norm and head.
         random: a permutation, another for each layer, as a control.
@@ -91,6 +90,7 @@ def batch_sums(
     steps: int = STEPS,
 ) -> Float[Tensor, "layer channel"]:
     """The scores of a batch times its response tokens, so that batches add up. Args, Raises: as ``channel_scores``."""
+    batch = batch.to(next(family.parameters()).device)
     with evaluating(family):
         signed = signed_attributions(family, batch, layers, place=place, measure=measure, steps=steps)
     if len({one.shape[-1] for one in signed}) > 1:
@@ -140,7 +140,7 @@ def check(family: Family, layers: Sequence[int], place: str, measure: str, steps
         if word not in known:
             raise ConfigError(f"there is no {word!r}", f"it is one of {', '.join(known)}")
     if steps < 1:
-        raise ConfigError(f"steps is {steps}", "give 1 or more; 8 is the default")
+        raise ConfigError(f"steps is {steps}", f"give 1 or more; {STEPS} is the default")
     total = len(layers_of(family.model))
     if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= total:
         cause = f"layers {list(layers)} are not a rising list of the model's"
@@ -168,18 +168,19 @@ def _gradient_times_activation(family: Family, batch: Batch, layers: Sequence[in
 
 
 def _integrated_gradients(family: Family, batch: Batch, layers: Sequence[int], place: Place, steps: int) -> Signed:
-    """By the midpoint rule: at the line's beginning, where an activation is 0, the slope of a norm is 1 / sqrt(eps)."""
-    at, found = family.predicting(batch), []
+    """By the midpoint rule in u, where the activation is scaled by u ** power."""
+    at, found, power = family.predicting(batch), [], CROWDING[place]
     for layer, whole in zip(layers, _activations(family, batch, layers, place), strict=True):
         slope = torch.zeros_like(whole, dtype=torch.float64, device="cpu")
         for step in range(steps):
-            scale = (step + 0.5) / steps
+            middle = (step + 0.5) / steps
+            scale, length = middle**power, power * middle ** (power - 1) / steps
             with frozen(family):
                 with watching(family, [layer], place, partial(_scaled, at=at, scale=scale)) as seen:
                     states = family(batch)[batch.response_mask]
                 pulled = _pull(states, family.head, _targets(batch), log_probability)
                 (gradient,) = torch.autograd.grad(states, seen, pulled)
-            slope += scored(gradient, at).cpu().double() / steps
+            slope += scored(gradient, at).cpu().double() * length
         found.append(_product(whole, slope))
     return found
 

@@ -51,7 +51,7 @@ def choose(
     if not rows:
         raise DataError("there is no row to choose channels on", "give rows with responses")
     check(family, wanted.layers, wanted.place, wanted.measure, wanted.steps)
-    width = width_at(family, collate(rows[:1], pad_id).to(_device(family)), wanted.layers, wanted.place)
+    width = width_at(family, collate(rows[:1], pad_id), wanted.layers, wanted.place)
     select(torch.zeros(1, width), wanted.count)  # a count that cannot be had is refused before anything is measured
     tokens = sum(len(row.response_ids) for row in rows)
     if wanted.measure == "random":
@@ -83,9 +83,9 @@ def _sums(
 ) -> Float[Tensor, "part layer channel"]:
     """The scores of each part of the sample times its tokens."""
     asked: dict[str, Any] = {"place": wanted.place, "measure": measure, "steps": wanted.steps}
-    device, found = _device(family), {}
+    found: dict[int, Tensor] = {}
     for part, batch in watch(numbered):
-        sums = batch_sums(family, batch.to(device), wanted.layers, **asked)
+        sums = batch_sums(family, batch, wanted.layers, **asked)
         found[part] = found[part] + sums if part in found else sums
     return torch.stack(list(found.values()))
 
@@ -95,12 +95,8 @@ def _numbered(rows: Sequence[Tokenised], batch_size: int, pad_id: int) -> list[N
     return [
         (part, batch)
         for part in range(min(PARTS, len(rows)))
-        for batch in batches(rows[part::PARTS], batch_size, pad_id)
+        for batch in batches([rows[at] for at in range(part, len(rows), PARTS)], batch_size, pad_id)
     ]
-
-
-def _device(family: Family) -> torch.device:
-    return next(family.parameters()).device
 
 
 def _spread(scores: Float[Tensor, " channel"], chosen: Sequence[int]) -> Spread:

@@ -59,7 +59,8 @@ class Wanted(_Part):
 
     def settings(self, fingerprint: str, rows_sha256: str) -> dict[str, Any]:
         """What the choice depends on, of a model and rows by their hashes. Alike, it is the same but for rounding."""
-        return {"model": fingerprint, "rows": rows_sha256, **self.model_dump(mode="json")}
+        unused = set() if self.measure == "integrated_gradients" else {"steps"}
+        return {"model": fingerprint, "rows": rows_sha256, **self.model_dump(mode="json", exclude=unused)}
 
 
 class Spread(_Part):
