@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from itertools import combinations
@@ -330,6 +331,15 @@ def test_rows_that_the_model_does_not_see_the_whole_of_are_refused(call: Run, tm
     code, _, err = call("short", *ASKED[1:])
     assert code == 2
     assert "20 positions" in err
+
+
+def test_the_code_of_the_how_to_reads_a_file(call: Run) -> None:
+    page = Path(__file__).parents[3] / "docs" / "how-to" / "choose-channels.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    call(*ASKED)
+    names: dict[str, Any] = {"file": Path("channels.json"), "teacher": "big", "width": 16}
+    exec(code, names)
+    assert len(names["selection"].channels_of(2)) == 8
 
 
 # --- A real model -----------------------------------------------------------------------------------------------------
