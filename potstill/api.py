@@ -19,6 +19,8 @@ from potstill.evaluation import standalone
 from potstill.evaluation.suites import chosen
 from potstill.evaluation.suites.frames import as_option, trained_frame
 from potstill.evaluation.suites.run import Result, evaluate_models
+from potstill.features import standalone as channels
+from potstill.features.selection import Selection
 from potstill.models.devices import device_named
 from potstill.recipe import Recipe
 from potstill.recipes import METHODS
@@ -175,6 +177,59 @@ def evaluate_suites(
         file=None if data is None else Path(data),
         device=str(device_named(device)),
         allow_remote_code=allow_remote_code,
+    )
+
+
+def attribute(
+    model: str | Path | Run,
+    *,
+    data: str | Path,
+    keep: int,
+    out: str | Path,
+    layers: str = "last-3",
+    place: str = "residual",
+    measure: str = "grad_activation",
+    steps: int = channels.STEPS,
+    seed: int = 0,
+    limit: int = channels.LIMIT,
+    batch_size: int = 8,
+    device: str = "auto",
+    watch: channels.Watch = iter,
+    allow_remote_code: bool = False,
+    **settings: Any,
+) -> Selection:
+    """Choose the channels of a teacher's layers that matter most for a task, or read what was chosen before.
+
+    Args:
+        model: anything ``teacher`` may name in a recipe; a run, or "run:teacher", "run:untouched", "run:sft".
+        data: a .jsonl, .csv or .parquet file, a named split as "cqa:train", or "starter".
+        keep: channels of each layer. out: the file they are kept in.
+        layers: "all", "last-3" or "0,5,9", of the decoder. place: "residual" or "mlp".
+        measure, steps, seed: as for ``potstill.features.attribution.channel_scores``.
+        limit: rows used, from the first. batch_size: of them at a time. device: auto, cpu, cuda or mps.
+        watch: given the batches, hands them on one by one; for a progress bar.
+        allow_remote_code: let the model run Python that comes with it.
+        settings: of a recipe's ``data``, as ``**{"data.format": "dolly"}``.
+    Returns: the channels, and how sure they are.
+    Raises: ConfigError, also where ``out`` holds another selection; DataError, ModelError, NumericsError.
+    """
+    # A recipe that needs no teacher, for the sake of its keys: they are named and checked as everywhere.
+    rows = recipe_io.load("sft", {"data.path": str(data), **settings}, methods=METHODS).stage.data
+    return channels.attribute(
+        _named(model, allow_remote_code),
+        rows,
+        Path(out),
+        layers=layers,
+        count=keep,
+        place=place,
+        measure=measure,
+        steps=steps,
+        seed=seed,
+        limit=limit,
+        batch_size=batch_size,
+        device=device,
+        allow_remote_code=allow_remote_code,
+        watch=watch,
     )
 
 

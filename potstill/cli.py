@@ -12,6 +12,8 @@ import typer
 
 from potstill.cli_annotate import EPILOG as ANNOTATE_EXAMPLES
 from potstill.cli_annotate import annotate
+from potstill.cli_attribute import EPILOG as ATTRIBUTE_EXAMPLES
+from potstill.cli_attribute import attribute
 from potstill.cli_data import app as data_app
 from potstill.cli_evaluate import COMPARE_EXAMPLES, EVALUATE_EXAMPLES, SUITES_EXAMPLE, compare, evaluate, suites
 from potstill.cli_harness import EPILOG as HARNESS_EXAMPLES
@@ -157,6 +159,7 @@ app.command("suites", epilog=SUITES_EXAMPLE)(suites)
 app.command("compare", epilog=COMPARE_EXAMPLES)(compare)
 app.command("sweep", epilog=SWEEP_EXAMPLES)(sweep)
 app.command("annotate", epilog=ANNOTATE_EXAMPLES)(annotate)
+app.command("attribute", epilog=ATTRIBUTE_EXAMPLES)(attribute)
 app.command("harness", epilog=HARNESS_EXAMPLES)(harness)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")

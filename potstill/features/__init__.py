@@ -1,1 +1,1 @@
-"""What is inside models, compared: which layers and channels meet, and the maps between them."""
+"""Inside models' layers: which channels matter for a task, which layers and channels of two models meet, and how."""

@@ -35,6 +35,13 @@ class Family(nn.Module, ABC):
     ) -> Float[Tensor, "batch response channel"]:
         """Of states as the model has them inside, those that predict each response token, as ``forward`` has them."""
 
+    @abstractmethod
+    def predicting(self, batch: Batch) -> Bool[Tensor, "batch tokens"]:
+        """Where in what the decoder's layers hold the states stand that predict real response tokens, in their order.
+
+        ``tokens`` is as long as what the decoder reads in ``forward``.
+        """
+
     @property
     def head(self) -> Head:
         """The output embedding with whatever the family does to its logits (soft cap, scale)."""
@@ -84,6 +91,11 @@ class Causal(Family):
         at = (batch.prompt_mask.sum(1)[:, None] - 1 + offsets).clamp_max(states.shape[1] - 1)
         return states.gather(1, at[..., None].expand(-1, -1, states.shape[-1]))
 
+    def predicting(self, batch: Batch) -> Bool[Tensor, "batch tokens"]:
+        first, count = batch.prompt_mask.sum(1)[:, None] - 1, batch.response_mask.sum(1)[:, None]
+        at = torch.arange(int((first + 1 + count).max()), device=first.device)
+        return (at >= first) & (at < first + count)
+
     def generation_inputs(self, batch: Batch) -> dict[str, Any]:
         return {"input_ids": batch.prompt_ids, "attention_mask": batch.prompt_mask.long()}
 
@@ -123,6 +135,9 @@ class Seq2Seq(Family):
         self, states: Float[Tensor, "batch tokens channel"], batch: Batch
     ) -> Float[Tensor, "batch response channel"]:
         return states  # the decoder reads nothing but the response
+
+    def predicting(self, batch: Batch) -> Bool[Tensor, "batch tokens"]:
+        return batch.response_mask
 
     def generation_inputs(self, batch: Batch) -> dict[str, Any]:
         from transformers.cache_utils import DynamicCache, EncoderDecoderCache

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from potstill.errors import ModelError
 from potstill.models import taps
 from potstill.models.architectures import built
 from potstill.models.families import Family, family_of
 from potstill.models.layout import layers_of
+from potstill.models.places import mlp_out_of
 from potstill.types import Tap
 from tests import tiny
 from tests.contract.table import ENCODER_DECODER
@@ -98,7 +98,7 @@ def test_inner_channels_are_what_the_mlps_last_matrix_reads(kind: str) -> None:
     model, place = family(kind), Tap(1, "mlp")
     batch = tiny.batch(LENGTHS)
     out: list[torch.Tensor] = []
-    matrix = layers_of(model.model)[1].get_submodule(taps.names_of(layers_of(model.model)[1]).mlp)
+    matrix = mlp_out_of(model.model, 1)
     handle = matrix.register_forward_hook(lambda _module, _args, output: out.append(output))
     with taps.tapping(model, [place]) as found, torch.no_grad():
         model(batch)
@@ -152,9 +152,9 @@ def test_hooks_are_gone_after_a_mistake() -> None:
 
 def test_an_unknown_layer_says_what_to_add() -> None:
     model = family("llama")
-    for layer in layers_of(model.model):
-        layer.mlp = nn.Identity()
-    with pytest.raises(ModelError, match="not known") as refused, taps.tapping(model, [Tap(0, "mlp")]):
-        pass
-    assert "potstill/models/taps.py" in refused.value.fix
+    model.model.config.model_type = "unheard_of"
+    for what in ("mlp", "queries"):
+        with pytest.raises(ModelError, match="a unheard_of calls") as refused, taps.tapping(model, [Tap(0, what)]):
+            pass
+        assert "potstill/models/places.py" in refused.value.fix
     taps.width(model, Tap(0, "residual"))  # needs no names
