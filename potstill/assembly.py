@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from potstill import recipe as schema
 from potstill.data.examples import Tokenised
 from potstill.data.prepare import Prepared
+from potstill.errors import TeacherError
 from potstill.models import layout, pruning, width
 from potstill.models.families import Family, check_projection, family_of
 from potstill.models.loading import config_of, drawn, load, load_tokenizer, output_rows
@@ -25,9 +26,10 @@ INFLUENCE_TOKENS = 1024
 
 @dataclass(frozen=True)
 class Teaching:
-    """A teacher, and the vocabulary it shares with the student.
+    """A stage's teacher, and the vocabulary it shares with the student.
 
-    ``examiner`` is the same teacher for validation and held-out rows, which it runs over once.
+    ``examiner`` is the same teacher for validation and held-out rows, which it runs over once. ``others`` are the
+    further teachers by name, of the same vocabulary.
     """
 
     teacher: LocalTeacher
@@ -35,6 +37,20 @@ class Teaching:
     vocab_size: int
     note: str
     size_on_disk: int
+    others: Mapping[str, LocalTeacher] = field(default_factory=dict)
+
+    def named(self, name: str | None) -> LocalTeacher:
+        """A teacher by the name that streams have for it; None is the stage's own."""
+        return self.teacher if name is None else self.others[name]
+
+    def of(self, stream: schema.Stream) -> LocalTeacher:
+        """The teacher that a stream asks."""
+        return self.named(stream.teacher)
+
+    @property
+    def families(self) -> list[Family]:
+        """The models of all teachers."""
+        return [self.teacher.family, *(other.family for other in self.others.values())]
 
 
 @dataclass(frozen=True)
@@ -68,30 +84,59 @@ def student_tokenizer(stage: schema.Stage, allow_remote_code: bool) -> Any:
 
 
 def load_teaching(stage: schema.Stage, tokenizer: Any, runtime: Runtime, allow_remote_code: bool) -> Teaching | None:
-    """The stage's teacher, checked against its student.
+    """The stage's teachers, checked against its student; one that is named twice is loaded once.
 
-    Raises: TeacherError where the two do not share a tokenizer; ModelError for a teacher we would misread.
+    Raises: TeacherError where one and the student do not share a tokenizer; ModelError for a teacher we would misread.
     """
     if stage.teacher is None:
         return None
-    name, revision = stage.teacher.model, stage.teacher.revision
     shared = shared_vocabulary_of(stage, tokenizer, allow_remote_code)
+    loaded: dict[tuple[str, str | None], tuple[LocalTeacher, int]] = {}
+    for asked in stage.all_teachers.values():
+        if (asked.model, asked.revision) not in loaded:
+            loaded[asked.model, asked.revision] = _local_teacher(asked, shared.size, runtime, allow_remote_code)
+    teacher, size_on_disk = loaded[stage.teacher.model, stage.teacher.revision]
+    others = {name: loaded[other.model, other.revision][0] for name, other in stage.teachers.items()}
+    return Teaching(teacher, Remembering(teacher), shared.size, shared.note, size_on_disk, others)
+
+
+def _local_teacher(
+    asked: schema.AnyTeacher, vocab_size: int, runtime: Runtime, allow_remote_code: bool
+) -> tuple[LocalTeacher, int]:
+    """A teacher in memory, and its size on disk in bytes."""
+    name, revision = asked.model, asked.revision
     loaded = load(
         name, dtype=runtime.dtype, device=runtime.device, revision=revision, allow_remote_code=allow_remote_code
     )
-    family = family_of(loaded.model, shared.size)
+    family = family_of(loaded.model, vocab_size)
     check_projection(family, name)
-    teacher = LocalTeacher(family)
-    return Teaching(teacher, Remembering(teacher), shared.size, shared.note, loaded.size_on_disk)
+    return LocalTeacher(family), loaded.size_on_disk
 
 
 def shared_vocabulary_of(stage: schema.Stage, tokenizer: Any, allow_remote_code: bool) -> SharedVocabulary:
-    """What teacher and student are compared on, decided without loading any weights.
+    """What teachers and student are compared on, decided without loading any weights.
 
-    Raises: TeacherError where their tokenizers differ.
+    Of several teachers it is the smallest vocabulary that one shares with the student, for all of them: a student has
+    one, all models have the same tokens, and what is left out is padding.
+
+    Raises: TeacherError where the student's tokenizer and a teacher's differ.
     """
     assert stage.teacher is not None
-    name, revision = stage.teacher.model, stage.teacher.revision
+    found = []
+    for name, teacher in stage.all_teachers.items():
+        try:
+            found.append(_shared_with(teacher, stage, tokenizer, allow_remote_code))
+        except TeacherError as error:
+            if name is None:
+                raise
+            raise TeacherError(f"teachers.{name}, {teacher.model}: {error.cause}", error.fix) from None
+    return min(found, key=lambda shared: (shared.size, not shared.note))
+
+
+def _shared_with(
+    teacher: schema.AnyTeacher, stage: schema.Stage, tokenizer: Any, allow_remote_code: bool
+) -> SharedVocabulary:
+    name, revision = teacher.model, teacher.revision
     source, source_revision = source_of(stage)
     return shared_vocabulary(
         load_tokenizer(name, revision=revision, allow_remote_code=allow_remote_code),
@@ -187,6 +232,7 @@ def equal_time_sft(stage: schema.Stage, seconds: float) -> schema.Stage:
         update={
             "name": "equal-time-sft",
             "teacher": None,
+            "teachers": {},
             "student": _standing_alone(stage),
             "streams": (schema.Stream(terms=(imitate,)),),
             "budget": schema.Budget(seconds=seconds),

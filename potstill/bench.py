@@ -114,7 +114,8 @@ def check_texts(
     Raises: ModelError.
     """
     source, revision = assembly.source_of(stage)
-    named = [(source, revision), *([(stage.teacher.model, stage.teacher.revision)] if stage.teacher else [])]
+    named = [(source, revision), *((one.model, one.revision) for one in stage.all_teachers.values())]
+    named = list(dict.fromkeys(named))
     configs = [config_of(name, revision=version, allow_remote_code=allow_remote_code) for name, version in named]
     longest = max(len(row.prompt_ids) for row in data.train)
     for config in configs:

@@ -27,7 +27,9 @@ LEFT_BEHIND = ("checkpoints", ".lock", "report.html")
 def models_of(recipe: schema.Recipe) -> dict[str, str]:
     """A hash of each model that a stage reads, by its part."""
     stage = recipe.stage
-    named = {"student": assembly.source_of(stage)[0]} | ({"teacher": stage.teacher.model} if stage.teacher else {})
+    named = {"student": assembly.source_of(stage)[0]}
+    for name, teacher in stage.all_teachers.items():
+        named["teacher" if name is None else f"teachers.{name}"] = teacher.model
     return {part: fingerprint_of(name) for part, name in named.items()}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from potstill.sources.rollout import Judge, RolloutSource
 from potstill.sources.source import Source
 from potstill.sources.teacher_text import Place, teacher_text
 from potstill.sources.text_stream import TextStreamSource
-from potstill.teachers.local import OncePerBatch, SignalSource
+from potstill.teachers.local import LocalTeacher, OncePerBatch, SignalSource
 from potstill.teachers.sparse import SparseTeacher
 from potstill.training.runtime import Runtime
 from potstill.training.step import LiveStream
@@ -42,7 +42,8 @@ from potstill.training.terms import LiveTerm
 class Parts:
     """What the streams of one training are made of.
 
-    ``plain_text`` is by stream; ``folder`` is the run's, for what the teacher writes.
+    ``plain_text`` is by stream; ``folder`` is the run's, for what the teacher writes. ``asks`` is whom the stream at
+    hand asks: one of the stage's teachers, by its name, or its own where None.
     """
 
     stage: schema.Stage
@@ -54,11 +55,12 @@ class Parts:
     runtime: Runtime
     folder: Path
     seed: int
+    asks: str | None = None
 
     @property
-    def teacher(self) -> Teaching:
+    def teacher(self) -> LocalTeacher:
         assert self.teaching is not None  # the schema refuses a stream that needs a teacher where there is none
-        return self.teaching
+        return self.teaching.named(self.asks)
 
 
 def build_streams(parts: Parts) -> list[LiveStream]:
@@ -84,7 +86,7 @@ def views_of(stage: schema.Stage) -> dict[str, schema.DatasetSource]:
         stream.name: stream.source for stream in stage.streams if isinstance(stream.source, schema.DatasetSource)
     }
     plain = {name: source for name, source in sources.items() if source.path is None}
-    return {name: source for name, source in plain.items() if source.view != "response" or source.prefix is not None}
+    return {name: source for name, source in plain.items() if source.is_another_view or source.where is not None}
 
 
 def asked(
@@ -95,17 +97,18 @@ def asked(
 
     Args:
         spec: the stream.
-        teaching: the teacher. student: who is judged.
+        teaching: the teachers. student: who is judged.
         seed: of tokens drawn from the teacher.
         total: sums numbers over processes.
     Raises: ConfigError for a k above the vocabulary.
     """
     if teaching is None:
         return None, None
+    own = teaching.of(spec)
     credited = next((t.objective for t in spec.terms if isinstance(t.objective, schema.PolicyGradient)), None)
     rollout = schema.rollout_of(spec.source)
     again = credited or (rollout and rollout.num_updates_per_batch > 1)
-    teacher = OncePerBatch(teaching.teacher) if again else teaching.teacher
+    teacher = OncePerBatch(own) if again else own
     judge = LogRatioJudge(student, teacher, credited, total) if credited else None
     match spec.signal:
         case schema.LogitsSignal():
@@ -113,14 +116,14 @@ def asked(
         case schema.TopKSignal(k=k) if k > teaching.vocab_size:
             raise ConfigError(f"signal.k is {k} and the vocabulary has {teaching.vocab_size} tokens", "set a smaller k")
         case schema.TopKSignal() | schema.SampledSignal():
-            return SparseTeacher(teaching.teacher, spec.signal, seed), judge
+            return SparseTeacher(own, spec.signal, seed), judge
     return None, judge
 
 
 def _stream(parts: Parts, spec: schema.Stream) -> LiveStream:
     teacher, judge = asked(spec, parts.teaching, parts.student, parts.seed, parts.runtime.sum)
     terms = tuple(LiveTerm(spec.name, term) for term in spec.terms)
-    return LiveStream(spec, _source(parts, spec, judge), teacher, terms)
+    return LiveStream(spec, _source(replace(parts, asks=spec.teacher), spec, judge), teacher, terms)
 
 
 # --- Sources ----------------------------------------------------------------------------------------------------------
@@ -201,8 +204,7 @@ def _teacher_text(
     parts: Parts, name: str, spec: schema.RolloutSource, prompts: Sequence[Tokenised]
 ) -> tuple[Tokenised, ...]:
     """The teacher's responses, written now or read from the run's folder."""
-    runtime, teacher = parts.runtime, parts.stage.teacher
-    assert teacher is not None
+    runtime, teacher = parts.runtime, parts.stage.all_teachers[parts.asks]
     with runtime.autocast():
         return teacher_text(
             prompts,
@@ -249,8 +251,8 @@ def _policy(parts: Parts, spec: schema.AnyPolicy) -> tuple[Policy, list[Family]]
         case schema.StudentPolicy():
             return Single(), [parts.student]
         case schema.TeacherPolicy():
-            return Single(), [parts.teacher.teacher.family]
+            return Single(), [parts.teacher.family]
         case schema.TokenMixedPolicy():
-            return Mixed(spec.teacher_share, spec.mix), [parts.student, parts.teacher.teacher.family]
+            return Mixed(spec.teacher_share, spec.mix), [parts.student, parts.teacher.family]
         case schema.SpeculativePolicy():
-            return Speculative(spec.top_k), [parts.student, parts.teacher.teacher.family]
+            return Speculative(spec.top_k), [parts.student, parts.teacher.family]

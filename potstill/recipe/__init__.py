@@ -11,6 +11,7 @@ here, before anything is loaded. Reading recipes from files and overrides is ``r
 
 from potstill.recipe.models import (
     PREVIOUS,
+    AnyTeacher,
     FreshStudent,
     PretrainedStudent,
     PreviousStudent,
@@ -71,6 +72,7 @@ from potstill.recipe.sources import (
     StudentPolicy,
     TeacherPolicy,
     TokenMixedPolicy,
+    Where,
     rollout_of,
 )
 from potstill.recipe.stages import (
@@ -128,6 +130,7 @@ __all__ = [
     "AnyPolicy",
     "AnySignal",
     "AnySource",
+    "AnyTeacher",
     "AnyWeighting",
     "AssistantDivergence",
     "Batching",
@@ -212,6 +215,7 @@ __all__ = [
     "UniformWeighting",
     "Unlikelihood",
     "Weighting",
+    "Where",
     "named",
     "rollout_of",
 ]

@@ -65,9 +65,8 @@ def _micro(batch: schema.Batching) -> Any:
 def _models(pair: Pair, places: Mapping[Key, str]) -> dict[str, Any]:
     stage = pair.stage
     found: dict[str, Any] = {}
-    if isinstance(stage.teacher, schema.Teacher):
-        folder = places[stage.teacher.model, stage.teacher.revision]
-        found["teacher"] = stage.teacher.model_copy(update={"model": folder, "revision": None})
+    small = {name: _teacher(teacher, places) for name, teacher in stage.all_teachers.items()}
+    found |= {"teacher": small.pop(None, None), "teachers": small}
     match stage.student:
         case schema.PretrainedStudent() | schema.FreshStudent():
             folder = places[stage.student.model, stage.student.revision]
@@ -78,6 +77,12 @@ def _models(pair: Pair, places: Mapping[Key, str]) -> dict[str, Any]:
             less = _kept(stage.student, of, kept, again=again)
             found["student"] = stage.student.model_copy(update={"model": name and places[name, None], **less})
     return found
+
+
+def _teacher(teacher: schema.AnyTeacher, places: Mapping[Key, str]) -> schema.AnyTeacher:
+    if not isinstance(teacher, schema.Teacher):
+        return teacher
+    return teacher.model_copy(update={"model": places[teacher.model, teacher.revision], "revision": None})
 
 
 def _kept(student: schema.PrunedStudent, of: Layers, kept: Layers, *, again: bool) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,13 +24,18 @@ BYTES = {"float32": 4, "auto": 4, "bfloat16": 4, "float64": 8}  # of a student's
 @dataclass(frozen=True)
 class Pair:
     """The models of a stage, without weights. ``source`` is what the student is made from; ``teacher`` is None where
-    none is asked. ``names`` are what teacher and student are called."""
+    none is asked, and ``teachers`` are further ones by name. ``names`` are what the models are called, by role."""
 
     stage: schema.Stage
     student: Any
     source: Any
     teacher: Any | None
     names: dict[str, str]
+    teachers: dict[str, Any] = field(default_factory=dict)
+
+    def model(self, role: str) -> Any:
+        """The model of a role in ``names``: student, teacher, or the name of a further teacher."""
+        return {"student": self.student, "teacher": self.teacher}.get(role, self.teachers.get(role))
 
 
 def pairs(recipe: schema.Recipe, models: Mapping[Key, Any]) -> Iterator[Pair]:
@@ -43,21 +48,20 @@ def pairs(recipe: schema.Recipe, models: Mapping[Key, Any]) -> Iterator[Pair]:
     made: dict[str, Any] = {}
     for at, stage in enumerate(recipe.stages):
         before = recipe.stages[at - 1].name if at else ""
-        teacher = _teacher(stage, before, made, models)
+        taught = {name: _teacher(one, before, made, models) for name, one in stage.all_teachers.items()}
+        teacher = taught.pop(None, None)
         source = _source(stage, before, teacher, made, models)
         with of_stage(stage.name):
             student = _cut(source, stage.student) if isinstance(stage.student, schema.PrunedStudent) else source
         made[stage.name] = student
-        yield Pair(stage, student, source, teacher, _names(stage, before))
+        further = {f"teacher {name}": model for name, model in taught.items()}
+        yield Pair(stage, student, source, teacher, _names(stage, before), further)
 
 
-def _teacher(stage: schema.Stage, before: str, made: Mapping[str, Any], models: Mapping[Key, Any]) -> Any | None:
-    match stage.teacher:
-        case schema.StageTeacher(stage=asked):
-            return made[before if asked == schema.PREVIOUS else asked]
-        case schema.Teacher(model=name, revision=revision):
-            return models[name, revision]
-    return None
+def _teacher(asked: schema.AnyTeacher, before: str, made: Mapping[str, Any], models: Mapping[Key, Any]) -> Any:
+    if isinstance(asked, schema.StageTeacher):
+        return made[before if asked.stage == schema.PREVIOUS else asked.stage]
+    return models[asked.model, asked.revision]
 
 
 def _source(
@@ -87,11 +91,12 @@ def _cut(model: Any, student: schema.PrunedStudent) -> Any:
 def _names(stage: schema.Stage, before: str) -> dict[str, str]:
     """What is cut from which, and which stage's student it is."""
     found: dict[str, str] = {}
-    match stage.teacher:
-        case schema.StageTeacher(stage=asked):
-            found["teacher"] = f"student of {before if asked == schema.PREVIOUS else asked}"
-        case schema.Teacher(model=name):
-            found["teacher"] = name
+    for name, teacher in stage.all_teachers.items():
+        role = "teacher" if name is None else f"teacher {name}"
+        if isinstance(teacher, schema.StageTeacher):
+            found[role] = f"student of {before if teacher.stage == schema.PREVIOUS else teacher.stage}"
+        else:
+            found[role] = teacher.model
     match stage.student:
         case schema.PreviousStudent():
             found["student"] = f"student of {before}"
@@ -108,7 +113,7 @@ def count(model: Any) -> int:
 
 
 def memory(pair: Pair, dtype: str) -> dict[str, int]:
-    """Bytes of the student's weights, gradients and optimizer state, and of the teacher's weights.
+    """Bytes of the student's weights, gradients and optimizer state, and of the teachers' weights.
 
     Args:
         dtype: the recipe's. With bfloat16 a student stays in float32 and a teacher does not; auto is taken for float32.
@@ -122,8 +127,9 @@ def memory(pair: Pair, dtype: str) -> dict[str, int]:
         "gradients": each * sum(p.numel() for p in trained),
         "optimizer": each * sum(_state(p.shape, stage.optimizer.name) for p in trained),
     }
-    if pair.teacher is not None:
-        sizes["teacher"] = (2 if dtype == "bfloat16" else each) * count(pair.teacher)
+    teachers = {id(model): model for model in (pair.teacher, *pair.teachers.values()) if model is not None}
+    if teachers:  # one that is named twice is in memory once
+        sizes["teacher"] = (2 if dtype == "bfloat16" else each) * sum(map(count, teachers.values()))
     return sizes
 
 
