@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from potstill.training.dropping import dropped
 from potstill.training.runtime import Runtime
 from potstill.training.step import StepResult, train_step
 from tests import rollouts, tiny
+from tests.conftest import REPOSITORY
 from tests.rollouts import RUNTIME, VOCAB
 from tests.unit.test_streams import SEED, STUDENT, parts
 
@@ -326,6 +328,19 @@ def test_text_of_a_teacher_alone_is_asking_it() -> None:
     source = {"name": "rollout", "policy": "teacher"}
     text = {"name": "far", "teacher": "other", "source": source, "terms": [{"objective": "cross_entropy"}]}
     assert stage(asking("near"), text, teachers=FURTHER).asked_by(stage(asking("near")).streams[0]).model == "a"
+
+
+def test_the_recipes_of_the_how_to_are_recipes(tmp_path: Path) -> None:
+    page = (REPOSITORY / "docs" / "how-to" / "stages.md").read_text(encoding="utf-8")
+    written = [text for text in re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S) if "teachers:" in text]
+    found = []
+    for at, text in enumerate(written):
+        (tmp_path / f"{at}.yaml").write_text(text, encoding="utf-8")
+        found.append(recipe_io.load(tmp_path / f"{at}.yaml", methods=METHODS).stage)
+    weighted, routed = found
+    assert [(one.teacher, one.drop) for one in weighted.streams] == [(None, 0), ("far", 0.25)]
+    wheres = [one.source.where for one in routed.streams if isinstance(one.source, recipe.DatasetSource)]
+    assert [where and where.group for where in wheres] == [("maths", "physics"), ("code",)]
 
 
 def test_teachers_are_set_by_key() -> None:
