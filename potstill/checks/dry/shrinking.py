@@ -39,6 +39,7 @@ def shrunken(
             "streams": tuple(_stream(stage, stream, text) for stream in stage.streams),
             "batch": schema.Batching(size=min(BATCH, stage.batch.size), micro_size=_micro(stage.batch)),
             "budget": schema.Budget(steps=1),
+            "gate": False,  # random weights are no better than others
             "evaluation": _evaluation(stage.evaluation),
         }
         stages.append(stage.model_copy(update=less))
