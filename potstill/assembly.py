@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from potstill import recipe as schema
 from potstill.data.examples import Tokenised
 from potstill.data.prepare import Prepared
+from potstill.errors import TeacherError
 from potstill.models import adapters, layout, pruning, quantised, width
 from potstill.models.adapter_folder import is_adapter
 from potstill.models.families import Family, check_projection, family_of
@@ -28,9 +29,10 @@ INFLUENCE_TOKENS = 1024
 
 @dataclass(frozen=True)
 class Teaching:
-    """A teacher, and the vocabulary it shares with the student.
+    """A stage's teacher, and the vocabulary it shares with the student.
 
-    ``examiner`` is the same teacher for validation and held-out rows, which it runs over once.
+    ``examiner`` is the same teacher for validation and held-out rows, which it runs over once. ``others`` are the
+    further teachers by name, of the same vocabulary.
     """
 
     teacher: LocalTeacher
@@ -38,6 +40,20 @@ class Teaching:
     vocab_size: int
     note: str
     size_on_disk: int
+    others: Mapping[str, LocalTeacher] = field(default_factory=dict)
+
+    def named(self, name: str | None) -> LocalTeacher:
+        """A teacher by the name that streams have for it; None is the stage's own."""
+        return self.teacher if name is None else self.others[name]
+
+    def of(self, stream: schema.Stream) -> LocalTeacher:
+        """The teacher that a stream asks."""
+        return self.named(stream.teacher)
+
+    @property
+    def families(self) -> list[Family]:
+        """The models of all teachers."""
+        return [self.teacher.family, *(other.family for other in self.others.values())]
 
 
 @dataclass(frozen=True)
@@ -65,10 +81,13 @@ def source_of(stage: schema.Stage) -> tuple[str, str | None]:
 
 def teacher_of(stage: schema.Stage) -> tuple[str, str | None]:
     """The model that teaches in a stage that has a teacher, and its revision."""
-    if isinstance(stage.teacher, schema.BaseTeacher):
-        return source_of(stage)
     assert stage.teacher is not None  # the schema refuses a stage where one is needed
-    return stage.teacher.model, stage.teacher.revision
+    return model_of(stage, stage.teacher)
+
+
+def model_of(stage: schema.Stage, teacher: schema.AnyTeacher) -> tuple[str, str | None]:
+    """The model that a teacher of a stage is, and its revision."""
+    return source_of(stage) if isinstance(teacher, schema.BaseTeacher) else (teacher.model, teacher.revision)
 
 
 def student_tokenizer(stage: schema.Stage, allow_remote_code: bool) -> Any:
@@ -78,32 +97,61 @@ def student_tokenizer(stage: schema.Stage, allow_remote_code: bool) -> Any:
 
 
 def load_teaching(stage: schema.Stage, tokenizer: Any, runtime: Runtime, allow_remote_code: bool) -> Teaching | None:
-    """The stage's teacher, checked against its student.
+    """The stage's teachers, checked against its student; one that is named twice is loaded once.
 
-    Raises: TeacherError where the two do not share a tokenizer; ModelError for a teacher we would misread.
+    Raises: TeacherError where one and the student do not share a tokenizer; ModelError for a teacher we would misread.
     """
     if stage.teacher is None:
         return None
-    name, revision = teacher_of(stage)
     shared = shared_vocabulary_of(stage, tokenizer, allow_remote_code)
-    if isinstance(stage.teacher, schema.BaseTeacher):  # the student is put around its weights
+    loaded: dict[str, tuple[LocalTeacher, int]] = {}
+    for asked in stage.all_teachers.values():
+        if asked.model_dump_json() not in loaded:  # one that is named twice is in memory once
+            loaded[asked.model_dump_json()] = _local_teacher(stage, asked, shared.size, runtime, allow_remote_code)
+    teacher, size_on_disk = loaded[stage.teacher.model_dump_json()]
+    others = {name: loaded[other.model_dump_json()][0] for name, other in stage.teachers.items()}
+    return Teaching(teacher, Remembering(teacher), shared.size, shared.note, size_on_disk, others)
+
+
+def _local_teacher(
+    stage: schema.Stage, asked: schema.AnyTeacher, vocab_size: int, runtime: Runtime, allow_remote_code: bool
+) -> tuple[LocalTeacher, int]:
+    """A teacher in memory, and its size on disk in bytes."""
+    name, revision = model_of(stage, asked)
+    if isinstance(asked, schema.BaseTeacher):  # the student is put around its weights
         loaded = _untouched(stage, runtime, name, revision=revision, allow_remote_code=allow_remote_code)
         quantise(loaded.model, stage.adapter, runtime)
     else:
         where: dict[str, Any] = {"dtype": runtime.dtype, "device": runtime.device, "revision": revision}
-        loaded = load_held(name, stage.teacher, **where, allow_remote_code=allow_remote_code)
-    family = family_of(loaded.model, shared.size)
+        loaded = load_held(name, asked, **where, allow_remote_code=allow_remote_code)
+    family = family_of(loaded.model, vocab_size)
     check_projection(family, name)
-    teacher = LocalTeacher(family)
-    return Teaching(teacher, Remembering(teacher), shared.size, shared.note, loaded.size_on_disk)
+    return LocalTeacher(family), loaded.size_on_disk
 
 
 def shared_vocabulary_of(stage: schema.Stage, tokenizer: Any, allow_remote_code: bool) -> SharedVocabulary:
-    """What teacher and student are compared on, decided without loading any weights.
+    """What teachers and student are compared on, decided without loading any weights.
 
-    Raises: TeacherError where their tokenizers differ.
+    Of several teachers it is the smallest vocabulary that one shares with the student, for all of them: a student has
+    one, all models have the same tokens, and what is left out is padding.
+
+    Raises: TeacherError where the student's tokenizer and a teacher's differ.
     """
-    name, revision = teacher_of(stage)
+    found = []
+    for name, teacher in stage.all_teachers.items():
+        try:
+            found.append(_shared_with(teacher, stage, tokenizer, allow_remote_code))
+        except TeacherError as error:
+            if name is None:
+                raise
+            raise TeacherError(f"teachers.{name}, {model_of(stage, teacher)[0]}: {error.cause}", error.fix) from None
+    return min(found, key=lambda shared: (shared.size, not shared.note))
+
+
+def _shared_with(
+    teacher: schema.AnyTeacher, stage: schema.Stage, tokenizer: Any, allow_remote_code: bool
+) -> SharedVocabulary:
+    name, revision = model_of(stage, teacher)
     source, source_revision = source_of(stage)
     return shared_vocabulary(
         load_tokenizer(name, revision=revision, allow_remote_code=allow_remote_code),
@@ -244,6 +292,7 @@ def equal_time_sft(stage: schema.Stage, seconds: float) -> schema.Stage:
         update={
             "name": "equal-time-sft",
             "teacher": None,
+            "teachers": {},
             "student": _standing_alone(stage),
             "streams": (schema.Stream(terms=(imitate,)),),
             "budget": schema.Budget(seconds=seconds),

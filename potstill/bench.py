@@ -114,7 +114,8 @@ def check_texts(
     Raises: ModelError.
     """
     source, revision = assembly.source_of(stage)
-    named = [(source, revision), *([assembly.teacher_of(stage)] if stage.teacher else [])]
+    named = [(source, revision), *(assembly.model_of(stage, one) for one in stage.all_teachers.values())]
+    named = list(dict.fromkeys(named))
     configs = [config_of(name, revision=version, allow_remote_code=allow_remote_code) for name, version in named]
     longest = max(len(row.prompt_ids) for row in data.train)
     for config in configs:

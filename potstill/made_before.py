@@ -31,8 +31,8 @@ def models_of(recipe: schema.Recipe) -> dict[str, str]:
     """A hash of each model that a stage reads, and of each file beside its rows, by its part."""
     stage = recipe.stage
     named = {"student": assembly.source_of(stage)[0]}
-    if stage.teacher:
-        named["teacher"] = assembly.teacher_of(stage)[0]
+    for name, teacher in stage.all_teachers.items():
+        named["teacher" if name is None else f"teachers.{name}"] = assembly.model_of(stage, teacher)[0]
     return {part: fingerprint_of(name) for part, name in named.items()} | dict(_files_beside(stage))
 
 

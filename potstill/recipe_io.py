@@ -275,6 +275,9 @@ def _merged(draft: Draft, hint: Any, old: Any, path: KeyPath, new: Any, at: KeyP
         return _with_item(draft, hint, old, path, new, at)
     if kind := errors.section_of(hint, old):
         return _with_key(draft, hint, kind, old if isinstance(old, dict) else {}, path, new, at)
+    inner = errors.child(hint, path[0]) if len(path) > 1 else None
+    if isinstance(old, dict) and not isinstance(path[0], int) and errors.sections(inner):  # teachers.big.revision
+        return {**old, path[0]: _merged(draft, inner, old.get(path[0]), path[1:], new, (*at, path[0]))}
     if isinstance(old, dict) or errors.tag_key(hint):  # data.fields, or a section of unknown kind: pydantic will say so
         return {**(old or {}), str(path[0]): _nested(path[1:], new)}
     draft.issues.append(Issue((*at, *path), f"{errors.dotted(at[-1:])} is a single value and has no keys", at="key"))

@@ -143,7 +143,7 @@ def _job(bench: Bench, training: Training, student: Student) -> Job:
         run=training.run,
         runtime=bench.runtime,
         student=student.family,
-        teachers=[bench.teaching.teacher.family] if bench.teaching else [],
+        teachers=bench.teaching.families if bench.teaching else [],
         tokenizer=bench.tokenizer,
         streams=build_streams(parts),
         validate=validate,

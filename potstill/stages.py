@@ -175,12 +175,16 @@ def _models(recipe: schema.Recipe, previous: str, stage: schema.Stage, students:
     if isinstance(stage.student, schema.PreviousStudent):
         own = {"freeze_embeddings": stage.student.freeze_embeddings, "adapter": stage.student.adapter}
         found["student"] = schema.PretrainedStudent(model=students[previous], **own)
-    if isinstance(stage.teacher, schema.StageTeacher):
-        asked = stage.teacher.stage
-        found["teacher"] = schema.Teacher(
-            model=students[previous if asked == schema.PREVIOUS else asked], **stage.teacher.held
-        )
-    return found
+
+    def settled_teacher(asked: schema.AnyTeacher) -> schema.AnyTeacher:
+        if not isinstance(asked, schema.StageTeacher):
+            return asked
+        made_by = previous if asked.stage == schema.PREVIOUS else asked.stage
+        return schema.Teacher(model=students[made_by], **asked.held)
+
+    if stage.teacher:
+        found["teacher"] = settled_teacher(stage.teacher)
+    return found | {"teachers": {name: settled_teacher(asked) for name, asked in stage.teachers.items()}}
 
 
 def _run_of(run: Run, recipe: schema.Recipe, at: int) -> Run:
@@ -249,8 +253,8 @@ def recipe_hashes(recipe: schema.Recipe) -> dict[str, str]:
     for at, stage in enumerate(recipe.stages):
         previous = recipe.stages[at - 1].name if at else None
         on = {previous} if isinstance(stage.student, schema.PreviousStudent) else set()
-        if isinstance(stage.teacher, schema.StageTeacher):
-            on.add(previous if stage.teacher.stage == schema.PREVIOUS else stage.teacher.stage)
+        taught_by = (one.stage for one in stage.all_teachers.values() if isinstance(one, schema.StageTeacher))
+        on |= {previous if name == schema.PREVIOUS else name for name in taught_by}
         on |= set(stage.budget.compute_of or ())
         asked = _alone(recipe, at, lambda _, stage: stage).model_dump(mode="json", exclude={"device", "reuse_stages"})
         told = [asked, sorted(found[name] for name in on if name)]

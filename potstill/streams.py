@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from potstill.sources.rollout import Judge, RolloutSource
 from potstill.sources.source import Source
 from potstill.sources.teacher_text import Place, teacher_text
 from potstill.sources.text_stream import TextStreamSource
-from potstill.teachers.local import LookedInto, OncePerBatch, SignalSource
+from potstill.teachers.local import LocalTeacher, LookedInto, OncePerBatch, SignalSource
 from potstill.teachers.sparse import SparseTeacher
 from potstill.training.runtime import Runtime
 from potstill.training.step import LiveStream
@@ -45,7 +45,8 @@ from potstill.types import Tap
 class Parts:
     """What the streams of one training are made of.
 
-    ``plain_text`` is by stream; ``folder`` is the run's, for what the teacher writes.
+    ``plain_text`` is by stream; ``folder`` is the run's, for what the teacher writes. ``asks`` is whom the stream at
+    hand asks: one of the stage's teachers, by its name, or its own where None.
     """
 
     stage: schema.Stage
@@ -57,12 +58,13 @@ class Parts:
     runtime: Runtime
     folder: Path
     seed: int
+    asks: str | None = None
     kept_channels: Sequence[int] | None = None  # of the teacher's, where the student was cut with them
 
     @property
-    def teacher(self) -> Teaching:
+    def teacher(self) -> LocalTeacher:
         assert self.teaching is not None  # the schema refuses a stream that needs a teacher where there is none
-        return self.teaching
+        return self.teaching.named(self.asks)
 
 
 def build_streams(parts: Parts) -> list[LiveStream]:
@@ -88,7 +90,7 @@ def views_of(stage: schema.Stage) -> dict[str, schema.DatasetSource]:
         stream.name: stream.source for stream in stage.streams if isinstance(stream.source, schema.DatasetSource)
     }
     plain = {name: source for name, source in sources.items() if source.path is None}
-    return {name: source for name, source in plain.items() if source.view != "response" or source.prefix is not None}
+    return {name: source for name, source in plain.items() if source.is_another_view or source.where is not None}
 
 
 def asked(
@@ -104,7 +106,7 @@ def asked(
 
     Args:
         spec: the stream.
-        teaching: the teacher. student: who is judged.
+        teaching: the teachers. student: who is judged.
         seed: of tokens drawn from the teacher.
         total: sums numbers over processes.
         places: where the teacher is looked into.
@@ -112,10 +114,11 @@ def asked(
     """
     if teaching is None:
         return None, None
+    own = teaching.of(spec)
     credited = next((t.objective for t in spec.terms if isinstance(t.objective, schema.PolicyGradient)), None)
     rollout = schema.rollout_of(spec.source)
     again = credited or (rollout and rollout.num_updates_per_batch > 1)
-    local = LookedInto(teaching.teacher, places) if places else teaching.teacher
+    local = LookedInto(own, places) if places else own
     teacher = OncePerBatch(local) if again else local
     judge = LogRatioJudge(student, teacher, credited, total) if credited else None
     match spec.signal:
@@ -124,11 +127,12 @@ def asked(
         case schema.TopKSignal(k=k) if k > teaching.vocab_size:
             raise ConfigError(f"signal.k is {k} and the vocabulary has {teaching.vocab_size} tokens", "set a smaller k")
         case schema.TopKSignal() | schema.SampledSignal():
-            return SparseTeacher(teaching.teacher, spec.signal, seed), judge
+            return SparseTeacher(own, spec.signal, seed), judge
     return None, judge
 
 
 def _stream(parts: Parts, spec: schema.Stream) -> LiveStream:
+    parts = replace(parts, asks=spec.teacher)
     terms = tuple(LiveTerm(spec.name, term, _match(parts, spec.name, term)) for term in spec.terms)
     places = tuple({tap: None for term in terms if term.match for tap in term.match.teacher_taps})
     teacher, judge = asked(spec, parts.teaching, parts.student, parts.seed, parts.runtime.sum, places)
@@ -141,9 +145,9 @@ def _match(parts: Parts, stream: str, term: schema.Term) -> Match | None:
         return None
     looking = Looking(
         student=parts.student,
-        teacher=parts.teacher.teacher.family,
+        teacher=parts.teacher.family,
         rows=parts.data.validation,
-        kept=parts.kept_channels,
+        kept=parts.kept_channels if parts.asks is None else None,
         tokenizer=parts.tokenizer,
         runtime=parts.runtime,
         folder=parts.folder,
@@ -230,8 +234,7 @@ def _teacher_text(
     parts: Parts, name: str, spec: schema.RolloutSource, prompts: Sequence[Tokenised]
 ) -> tuple[Tokenised, ...]:
     """The teacher's responses, written now or read from the run's folder."""
-    runtime, teacher = parts.runtime, parts.stage.teacher
-    assert teacher is not None
+    runtime, teacher = parts.runtime, parts.stage.all_teachers[parts.asks]
     with runtime.autocast():
         return teacher_text(
             prompts,
@@ -278,8 +281,8 @@ def _policy(parts: Parts, spec: schema.AnyPolicy) -> tuple[Policy, list[Family]]
         case schema.StudentPolicy():
             return Single(), [parts.student]
         case schema.TeacherPolicy():
-            return Single(), [parts.teacher.teacher.family]
+            return Single(), [parts.teacher.family]
         case schema.TokenMixedPolicy():
-            return Mixed(spec.teacher_share, spec.mix), [parts.student, parts.teacher.teacher.family]
+            return Mixed(spec.teacher_share, spec.mix), [parts.student, parts.teacher.family]
         case schema.SpeculativePolicy():
-            return Speculative(spec.top_k), [parts.student, parts.teacher.teacher.family]
+            return Speculative(spec.top_k), [parts.student, parts.teacher.family]

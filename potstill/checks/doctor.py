@@ -92,7 +92,7 @@ def _stage_findings(loaded: Recipe, allow_remote_code: bool) -> Iterator[Finding
     from potstill import assembly
     from potstill.bench import UNTRAINED_WRITER, check_texts, writes_untrained
     from potstill.data.prepare import prepare
-    from potstill.streams import plain_text_of
+    from potstill.streams import plain_text_of, views_of
 
     stage = loaded.stage
     tokenizer = assembly.student_tokenizer(stage, allow_remote_code)
@@ -109,7 +109,7 @@ def _stage_findings(loaded: Recipe, allow_remote_code: bool) -> Iterator[Finding
     yield from _memory(loaded, allow_remote_code)
     if writes_untrained(stage):
         yield Finding("note", "student", UNTRAINED_WRITER.replace("\n", " "))
-    data = prepare(stage.data, tokenizer)
+    data = prepare(stage.data, tokenizer, streams=views_of(stage), seed=loaded.seed)
     sizes = f"{len(data.train)} train, {len(data.validation)} validation, {len(data.heldout)} held-out"
     yield Finding("ok", "data", f"{stage.data.path}: {sizes}")
     check_texts(stage, data, plain_text_of(stage, tokenizer), allow_remote_code)

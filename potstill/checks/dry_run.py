@@ -117,7 +117,7 @@ def _losses(run: Run) -> dict[str, float]:
 
 def _sized(pair: Pair) -> Iterator[Sized]:
     for role, name in pair.names.items():
-        model = getattr(pair, role)
+        model = pair.model(role)
         yield Sized(role, name, count(model), layers_of_stacks(model))
 
 

@@ -29,6 +29,7 @@ class Example:
     input_span: tuple[int, int] | None = None
     rationale: str | None = None
     llm_label: str | None = None
+    group: str | None = None  # what a stream may choose its rows by
 
     @property
     def own_words(self) -> str:
@@ -50,6 +51,7 @@ class Tokenised:
     prompt: str
     response: str
     truncated: bool
+    group: str | None = None
 
 
 def prompt_sha256(prompt: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from potstill.data.examples import Example, Unusable
@@ -32,12 +33,13 @@ def example_of(row: Row, config: Data) -> Example:
 
     Raises: Unusable with the reason, where there is no such example.
     """
-    return FORMATS[config.format](row.values, _id(row, config), config)
+    example = FORMATS[config.format](row.values, _id(row, config), config)
+    return replace(example, group=_group(row, config)) if "group" in config.fields else example
 
 
 def check_fields(config: Data) -> None:
     """Refuse a renaming that the format would pass over. Raises: DataError."""
-    useless = sorted(set(config.fields) - {"id"}) if config.format != "prompt_response" else []
+    useless = sorted(set(config.fields) - {"id", "group"}) if config.format != "prompt_response" else []
     if useless:
         raise DataError(
             f"data.fields.{useless[0]} means nothing in format {config.format}, whose field names are fixed",
@@ -170,10 +172,18 @@ def _missing(values: dict[str, Any], name: str) -> str | None:
 
 
 def _id(row: Row, config: Data) -> str:
-    name = config.fields.get("id", "id")
-    value = row.values.get(name)
+    return _word(row.values, config.fields.get("id", "id")) or row.where
+
+
+def _group(row: Row, config: Data) -> str | None:
+    return _word(row.values, config.fields["group"])
+
+
+def _word(values: dict[str, Any], name: str) -> str | None:
+    """Text, or a whole number as text; None where there is nothing. Raises: Unusable for anything else."""
+    value = values.get(name)
     if value is None or value == "":
-        return row.where
+        return None
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    return text_of(row.values, name)
+    return text_of(values, name)

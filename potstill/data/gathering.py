@@ -146,7 +146,7 @@ def _joined(digests: Iterable[str]) -> str:
 
 def _check_named(place: Path, config: Data, found: Sifted) -> None:
     """Refuse a field that is named and that no row has: of these fields rows may lack some. Raises: DataError."""
-    for ours in ("rationale", "llm_label"):
+    for ours in ("rationale", "llm_label", "group"):
         theirs = config.fields.get(ours)
         if theirs and found.examples and not any(getattr(row, ours) for row in found.examples):
             raise DataError(

@@ -12,6 +12,7 @@ from potstill.data import datasets
 from potstill.data.encoding import Encoded, Encoder, encoded
 from potstill.data.examples import Example, Tokenised
 from potstill.data.gathering import Gathered, gather, gather_measured
+from potstill.data.groups import with_groups
 from potstill.data.order import seed_of
 from potstill.data.overlap import overlap
 from potstill.data.prepared.opening import folder_of, open_folder
@@ -44,20 +45,21 @@ def prepare(
         config: the data section of a stage.
         tokenizer: a transformers tokenizer.
         quarantine_file: where bad rows are written, with their reasons; also when there are too many of them.
-        streams: views of the train rows that streams ask for, by the stream's name.
+        streams: what streams ask of the train rows, by the stream's name: another view, or some groups alone.
         seed: of rationales that are shuffled.
     Raises: DataError with a cause and a fix.
     """
+    other = {name: source for name, source in streams.items() if source.is_another_view}
     if folder := folder_of(datasets.train_place(config)):
-        if streams:
-            cause = f"{folder} holds rows that are tokenised, and stream {next(iter(streams))} asks for another view"
+        if other:
+            cause = f"{folder} holds rows that are tokenised, and stream {next(iter(other))} asks for another view"
             raise DataError(cause, "set data to the file that the rows were prepared from")
-        return open_folder(folder, config, tokenizer, quarantine_file=quarantine_file)
+        return with_groups(open_folder(folder, config, tokenizer, quarantine_file=quarantine_file), streams)
     gathered = gather(config, tokenizer, quarantine_file=quarantine_file)
     views = {
-        name: view_of_stream(source, config, gathered.template, seed_of(seed, name)) for name, source in streams.items()
+        name: view_of_stream(source, config, gathered.template, seed_of(seed, name)) for name, source in other.items()
     }
-    return encode(gathered, config, tokenizer, lambda _, rows: tuple(rows), views=views)
+    return with_groups(encode(gathered, config, tokenizer, lambda _, rows: tuple(rows), views=views), streams)
 
 
 def prepare_all(config: Data, tokenizer: Any) -> Sequence[Tokenised]:

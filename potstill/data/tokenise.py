@@ -147,6 +147,7 @@ def _one(
         prompt=example.prompt,
         response=example.response,
         truncated=len(ended) > max_response_tokens,
+        group=example.group,
     )
 
 

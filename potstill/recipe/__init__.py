@@ -36,6 +36,7 @@ from potstill.recipe.models import (
     BASE,
     PREVIOUS,
     Adapter,
+    AnyTeacher,
     BaseTeacher,
     FreshStudent,
     PretrainedStudent,
@@ -97,6 +98,7 @@ from potstill.recipe.sources import (
     StudentPolicy,
     TeacherPolicy,
     TokenMixedPolicy,
+    Where,
     rollout_of,
 )
 from potstill.recipe.stages import (
@@ -161,6 +163,7 @@ __all__ = [
     "AnyPolicy",
     "AnySignal",
     "AnySource",
+    "AnyTeacher",
     "AnyWeighting",
     "AssistantDivergence",
     "BaseTeacher",
@@ -264,6 +267,7 @@ __all__ = [
     "UniformWeighting",
     "Unlikelihood",
     "Weighting",
+    "Where",
     "named",
     "rollout_of",
 ]

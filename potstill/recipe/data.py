@@ -9,7 +9,7 @@ from pydantic import Field
 from potstill.recipe.section import Count, Fraction, Index, Section
 from potstill.recipe.views import Prefix, PrefixSection, Target
 
-FieldName: TypeAlias = Literal["prompt", "response", "id", "rationale", "llm_label"]
+FieldName: TypeAlias = Literal["prompt", "response", "id", "rationale", "llm_label", "group"]
 
 
 class Data(Section):

@@ -11,6 +11,17 @@ from potstill.recipe.section import Between, Count, Fraction, Index, NonNegative
 from potstill.recipe.views import Prefix
 
 
+def listed(value: Any) -> Any:
+    """A bare name is a list of one."""
+    return (value,) if isinstance(value, str) else value
+
+
+class Where(Section):
+    """Rows of some groups alone. ``data.fields.group`` says which field of a row names its group."""
+
+    group: Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(listed)]
+
+
 class DatasetSource(Section):
     """Prompts and responses from the stage's data in a seeded order, or plain text of its own.
 
@@ -26,6 +37,7 @@ class DatasetSource(Section):
     prefix: Prefix | None = None  # of the prompts; that of the data where unset
     shuffled: bool = False  # rationales of other rows: a control
     order: Index = 0  # another number, another order of the rows
+    where: Where | None = None  # of the train rows those of some groups; all of them where unset
     path: str | None = None
     field: str = "text"  # of the text in a row
     block_tokens: Annotated[int, Field(strict=True, ge=2)] = 512  # of plain text; MiniLLM's length in all
@@ -33,6 +45,11 @@ class DatasetSource(Section):
     buffer_rows: Count = 1000  # rows that are held and shuffled at a time, where streamed
     subset: str | None = None  # of datasets:NAME, where it has several
     revision: str | None = None  # of datasets:NAME: a branch, tag or commit
+
+    @property
+    def is_another_view(self) -> bool:
+        """Whether rows are shown otherwise than the stage's data has them."""
+        return self.view != "response" or self.prefix is not None
 
     @model_validator(mode="after")
     def _has_a_file(self) -> Self:
@@ -55,7 +72,7 @@ class DatasetSource(Section):
             "plain text": () if self.path else ("field", "block_tokens", "streamed"),
             "what is streamed": () if self.streamed or of_library else ("buffer_rows",),
             "path datasets:NAME": () if of_library else ("subset", "revision"),
-            "rows": ("prefix", "shuffled", "order") if self.path else (),
+            "rows": ("prefix", "shuffled", "order", "where") if self.path else (),
         }
         for what, names in wrong.items():
             for name in names:
@@ -101,13 +118,6 @@ class SpeculativePolicy(Section):
 AnyPolicy: TypeAlias = StudentPolicy | TeacherPolicy | TokenMixedPolicy | SpeculativePolicy
 Policy = Annotated[Annotated[AnyPolicy, Field(discriminator="name")], BeforeValidator(named)]
 Filter: TypeAlias = Literal["empty", "unfinished", "repetitive"]
-
-
-def listed(value: Any) -> Any:
-    """A bare name is a list of one."""
-    return (value,) if isinstance(value, str) else value
-
-
 Filters = Annotated[tuple[Filter, ...], BeforeValidator(listed)]
 
 

@@ -22,6 +22,7 @@ from potstill.recipe.models import (
 from potstill.recipe.section import Count, Fraction, Index, NonNegative, Positive, Section
 from potstill.recipe.sources import ReplaySource, listed, rollout_of
 from potstill.recipe.streams import Stream
+from potstill.recipe.teachers import check_teachers
 
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
 
@@ -129,6 +130,8 @@ class Stage(Section):
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")] = "student"
     method: str | None = None  # a label; the recipe's where unset
     teacher: Annotated[AnyTeacher, BeforeValidator(teacher_of)] | None = None
+    # Further ones by name, for streams that ask them; held-out figures and the gate compare with ``teacher``.
+    teachers: dict[str, Annotated[AnyTeacher, BeforeValidator(teacher_of)]] = Field(default_factory=dict)
     student: Annotated[Student, BeforeValidator(student_of)] = PrunedStudent()
     data: Data = Data()
     streams: Annotated[tuple[Stream, ...], Field(min_length=1)]
@@ -147,6 +150,15 @@ class Stage(Section):
     def adapter(self) -> Adapter | None:
         """What of the student alone is trained; None where it is trained itself."""
         return getattr(self.student, "adapter", None)
+
+    @property
+    def all_teachers(self) -> dict[str | None, AnyTeacher]:
+        """Every teacher by the name that streams ask for it by: None for ``teacher``, which is the first."""
+        return ({None: self.teacher} if self.teacher else {}) | dict(self.teachers)
+
+    def asked_by(self, stream: Stream) -> AnyTeacher:
+        """The teacher that a stream asks, in a stage that has one."""
+        return self.all_teachers[stream.teacher]
 
     @model_validator(mode="after")
     def _adapter_is_there(self) -> Self:
@@ -169,6 +181,11 @@ class Stage(Section):
                 "teacher is base, and the student is cut: a model with layers missing would teach. "
                 "Name a whole one with student=MODEL beside student.adapter, or another teacher"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _teachers_are_asked(self) -> Self:
+        check_teachers(self.teachers, self.teacher, self.streams)
         return self
 
     @model_validator(mode="after")
@@ -264,12 +281,12 @@ class Recipe(Section):
 
 def _check_models(stage: Stage, before: list[str]) -> None:
     """Refuse a stage that asks for a student that will not be there."""
-    asked = stage.teacher.stage if isinstance(stage.teacher, StageTeacher) else None
-    if not before and (asked == PREVIOUS or isinstance(stage.student, PreviousStudent)):
+    asked = [teacher.stage for teacher in stage.all_teachers.values() if isinstance(teacher, StageTeacher)]
+    if not before and (PREVIOUS in asked or isinstance(stage.student, PreviousStudent)):
         raise ValueError(f"stage {stage.name} is the first, and there is no previous one. Name a model")
-    if asked not in (None, PREVIOUS, *before):
-        earlier = f"one of {', '.join(before)}" if before else "a model"
-        raise ValueError(f"stage {stage.name} has stage {asked} for a teacher, which is not before it. Name {earlier}")
+    if unknown := next((name for name in asked if name not in (PREVIOUS, *before)), None):
+        fix = f"Name one of {', '.join(before)}" if before else "Name a model"
+        raise ValueError(f"stage {stage.name} has stage {unknown} for a teacher, which is not before it. {fix}")
     if late := next((name for name in stage.budget.compute_of or () if name not in before), None):
         earlier = f"some of {', '.join(before)}" if before else "a number of steps, for it is the first"
         raise ValueError(f"stage {stage.name} has the budget of stage {late}, which is not before it. Name {earlier}")

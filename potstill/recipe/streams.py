@@ -10,7 +10,7 @@ from potstill.recipe.features import FeatureSection
 from potstill.recipe.objectives import Objective, PolicyGradient, TeacherSection
 from potstill.recipe.schedules import CurriculumSkew, Schedule, Scheduled, bounds
 from potstill.recipe.section import Count, Finite, Positive, Section, named
-from potstill.recipe.sources import DatasetSource, RolloutSource, Source
+from potstill.recipe.sources import DatasetSource, RolloutSource, Source, rollout_of
 from potstill.recipe.weightings import STUDENT_SCORES, UniformWeighting, Weighting
 
 
@@ -37,6 +37,12 @@ class Term(Section):
         score = self.weighting.score
         compares = isinstance(self.objective, TeacherSection | PolicyGradient | FeatureSection)
         return compares or bool(score and score not in STUDENT_SCORES)
+
+    def scaled(self, by: float) -> Term:
+        """The term with its coefficient, a number, multiplied. Raises: ValueError for a schedule."""
+        if not isinstance(self.coefficient, float):
+            raise ValueError(f"the coefficient of {self.label} is a schedule. Give it a number")
+        return self.model_copy(update={"coefficient": self.coefficient * by})
 
     @field_validator("coefficient")
     @classmethod
@@ -97,7 +103,16 @@ class Stream(Section):
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")] = "data"
     source: Source = DatasetSource()
     signal: Signal = NoSignal()
+    teacher: str | None = None  # whom it asks: one of the stage's teachers; its teacher where unset
+    # The chance of taking no part in a step. The others' weights are then as they were: nothing is made up for.
+    drop: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0
     terms: Annotated[tuple[Term, ...], Field(min_length=1)]
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether a teacher says or writes anything in it."""
+        rollout = rollout_of(self.source)
+        return self.signal.name != "none" or bool(rollout and rollout.policy.asks_teacher)
 
     @model_validator(mode="after")
     def _signal_fits_terms(self) -> Self:

@@ -8,6 +8,7 @@ from potstill.recipe import Recipe
 from potstill.recipes.abkd import abkd
 from potstill.recipes.akl import akl
 from potstill.recipes.anli_minillm import anli_minillm
+from potstill.recipes.dgkd import dgkd
 from potstill.recipes.distillm import distillm
 from potstill.recipes.distillm2 import distillm2
 from potstill.recipes.entropy_aware import entropy_aware
@@ -41,6 +42,7 @@ METHODS: dict[str, Callable[..., Recipe]] = {
     "taid": taid,
     "teacher_assistant": teacher_assistant,
     "feature_kd": feature_kd,
+    "dgkd": dgkd,
     "abkd": abkd,
     "akl": akl,
     "f_distill": f_distill,

@@ -21,6 +21,7 @@ Defaults: the teacher's layers halved, and the student of ``kd``. Everything els
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -47,6 +48,7 @@ def _learner(value: Any) -> Any:
 
 
 Learner = Annotated[Student, BeforeValidator(_learner)]
+Direct = Literal["none", "steps", "compute", "both"]
 
 
 def teacher_assistant(
@@ -55,7 +57,7 @@ def teacher_assistant(
     teacher: str = Teacher().model,
     assistants: Annotated[tuple[Learner, ...], Field(min_length=1)] = (HALF,),
     learner: Learner = LEARNER,
-    direct: Literal["none", "steps", "compute", "both"] = "both",
+    direct: Direct = "both",
     gate: bool = True,
 ) -> Recipe:
     """Distil through one assistant or several.
@@ -69,7 +71,7 @@ def teacher_assistant(
         gate: whether an assistant has to be better than the next student is untaught.
     """
     stage = stage_of(stage_method)
-    names = ["assistant", *(f"assistant-{at + 2}" for at in range(len(assistants) - 1)), RESULT]
+    names = names_of(assistants)
     chain = [
         stage.model_copy(
             update={
@@ -81,18 +83,33 @@ def teacher_assistant(
         )
         for at, (name, student) in enumerate(zip(names, (*assistants, learner), strict=True))
     ]
-    routes = {"direct": {}, "direct_longer": {"budget": Budget(compute_of=tuple(names))}}
+    beside = direct_routes(stage, names, teacher, learner, direct)
+    return Recipe(method="teacher_assistant", result=RESULT, stages=(*chain, *beside))
+
+
+def names_of(assistants: Sequence[Student]) -> list[str]:
+    """The stages that make the assistants and the student, by name."""
+    return ["assistant", *(f"assistant-{at + 2}" for at in range(len(assistants) - 1)), RESULT]
+
+
+def direct_routes(stage: Stage, chain: Sequence[str], teacher: str, learner: Student, direct: Direct) -> list[Stage]:
+    """The stages that a chain is compared with.
+
+    Args:
+        stage: what one of the method is. chain: the names of its stages.
+    """
+    routes = {"direct": {}, "direct_longer": {"budget": Budget(compute_of=tuple(chain))}}
     wanted = {"none": (), "steps": ("direct",), "compute": ("direct_longer",), "both": tuple(routes)}[direct]
     alone = {"teacher": Teacher(model=teacher), "student": learner, "gate": False}
-    beside = [stage.model_copy(update={"name": name, **alone, **routes[name]}) for name in wanted]
-    return Recipe(method="teacher_assistant", result=RESULT, stages=(*chain, *beside))
+    return [stage.model_copy(update={"name": name, **alone, **routes[name]}) for name in wanted]
 
 
 def stage_of(method: str) -> Stage:
     """The stage of a built-in method. Raises: ValueError for one that has no single stage with a teacher."""
     from potstill.recipes import METHODS  # of which this is one
 
-    known = [name for name in METHODS if name not in ("sft", "step_by_step", "anli_minillm", "teacher_assistant")]
+    others = ("sft", "step_by_step", "anli_minillm", "teacher_assistant", "dgkd")
+    known = [name for name in METHODS if name not in others]
     if method not in known:
         raise ValueError(
             f"stage_method is {method}, which has no teacher in one stage. It is one of {', '.join(known)}"

@@ -120,6 +120,8 @@ def _facts(run: Run) -> Iterator[str]:
         yield f"method: {code(method)}"
     if teacher := settings.teacher(run):
         yield f"teacher: {_model(teacher)}"
+    if further := settings.further_teachers(run):
+        yield f"further teachers: {', '.join(map(_model, further))}"
     yield f"student: {_student(run)}"
     if adapter := settings.value_at(run.read("student"), "adapter"):
         rank, beside = settings.value_at(adapter, "rank"), settings.value_at(adapter, "target_modules")

@@ -80,6 +80,13 @@ def teacher(run: Run) -> str | None:
     return _model(stage(run).get("student") if is_base else asked)
 
 
+def further_teachers(run: Run) -> list[str]:
+    """The names of the models that teach beside the teacher, each once."""
+    teachers = stage(run).get("teachers")
+    named = map(_model, teachers.values()) if isinstance(teachers, dict) else ()
+    return list(dict.fromkeys(name for name in named if name))
+
+
 def data(run: Run) -> str | None:
     """The rows that were trained on, by the name that the recipe has for them."""
     return _name(value_at(stage(run), "data", "path"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -88,6 +88,7 @@ def train_step(
     max_grad_norm: float,
     runtime: Runtime,
     progress: float,
+    dropped: Collection[str] = (),
 ) -> StepResult:
     """Draw a global batch of every stream and take one optimiser step on the sum of their terms.
 
@@ -98,9 +99,15 @@ def train_step(
         batching: global and micro-batch sizes.
         max_grad_norm: the gradient's global norm is clipped to it.
         progress: share of the budget spent, for the schedules.
+        dropped: streams that take no part, the same ones on all processes: their batch is drawn and let go, and their
+            terms have no value.
     Raises: NumericsError, before the update, where a value, the gradient or a teacher logit is not finite.
     """
-    micro_batches = [micro for stream in streams for micro in _draw(stream, student, batching, runtime, progress)]
+    micro_batches = [
+        micro
+        for stream in streams
+        for micro in _draw(stream, student, batching, runtime, progress, dropped=stream.spec.name in dropped)
+    ]
     anchor(micro_batches, runtime)
     divide_by = denominators(micro_batches, runtime)
     optimizer.zero_grad(set_to_none=True)
@@ -121,19 +128,26 @@ def train_step(
     runtime.average_gradients(maps)
     result = replace(result, grad_norm=_clip(student, maps, max_grad_norm))
     optimizer.step()
-    for term in (term for stream in streams for term in stream.terms):
+    for term in (term for stream in streams for term in stream.terms if term.key in result.values):
         term.observe(result.values[term.key], progress)
     return result
 
 
 def _draw(
-    stream: LiveStream, student: Family, batching: recipe.Batching, runtime: Runtime, progress: float
+    stream: LiveStream,
+    student: Family,
+    batching: recipe.Batching,
+    runtime: Runtime,
+    progress: float,
+    *,
+    dropped: bool = False,
 ) -> list[MicroBatch]:
+    """The next global batch, of which this process has its share; none of it where the stream is dropped."""
     micro_size = min(batching.size // runtime.world_size, 8) if batching.micro_size == "auto" else batching.micro_size
     share = Share(batching.size, micro_size, runtime.rank, runtime.world_size)
     with runtime.autocast():
         drawn = stream.source.next(share, progress)
-    return [weighed(stream, batch.to(runtime.device), student, runtime) for batch in drawn]
+    return [] if dropped else [weighed(stream, batch.to(runtime.device), student, runtime) for batch in drawn]
 
 
 def weighed(stream: LiveStream, batch: Batch, student: Family, runtime: Runtime) -> MicroBatch:

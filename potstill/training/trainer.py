@@ -25,6 +25,7 @@ from potstill.run import Run
 from potstill.training import checkpoint, optim
 from potstill.training.checkpoint import Checkpoint
 from potstill.training.compute import Meter
+from potstill.training.dropping import dropped
 from potstill.training.metrics import MetricsLog, Progress
 from potstill.training.recompute import recomputing
 from potstill.training.runtime import Runtime
@@ -111,12 +112,13 @@ def fit(job: Job, resume_from: Checkpoint | None = None) -> State:
                     stage.optimizer.max_grad_norm,
                     runtime,
                     at,
+                    dropped([stream.spec for stream in job.streams], job.seed, state.step),
                 )
             # One clock for all processes, because a budget may be in seconds.
             seconds = runtime.share(time.perf_counter() - begun)
             (flops,) = runtime.sum([meter.flops])
             _advance(state, result, stage.batch.size, seconds, flops)
-            values = {term.metric: result.values[term.key] for term in _terms(job)}
+            values = {term.metric: result.values[term.key] for term in _terms(job) if term.key in result.values}
             values |= {f"select/{key}_share": share for key, share in result.selected.items()}
             log.write(_metrics_line(state, result, values | scheduled | _source_figures(job), rate, seconds))
             progress.update(state.step, spent(job, state), result.loss, result.tokens / seconds, state.seconds)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from potstill import recipe, recipe_io
+from potstill import recipe, recipe_io, stages
 from potstill.errors import ConfigError
 from potstill.recipe import (
     AdaptiveKL,
@@ -132,6 +132,15 @@ OTHER: dict[str, Other] = {
         "teacher": ("gpt2-xl", {}),
         "assistants": ([20, 15], {}),
         "learner": (8, {}),
+        "direct": ("steps", {}),
+        "gate": (False, {}),
+    },
+    "dgkd": {
+        "stage_method": ("akl", {}),
+        "teacher": ("gpt2-xl", {}),
+        "assistants": ([20, 15], {}),
+        "learner": (8, {}),
+        "drop": (0.5, {}),
         "direct": ("steps", {}),
         "gate": (False, {}),
     },
@@ -572,7 +581,7 @@ def test_on_policys_settings_are_its_own() -> None:
 
 @pytest.mark.parametrize(
     "method",
-    sorted(METHODS.keys() - {"sft", "kd", "step_by_step", "anli_minillm", "teacher_assistant", "feature_kd"}),
+    sorted(METHODS.keys() - {"sft", "kd", "step_by_step", "anli_minillm", "teacher_assistant", "dgkd", "feature_kd"}),
 )
 def test_methods_that_are_to_be_compared_train_as_long_and_as_fast(method: str) -> None:
     stage = load(method).stage
@@ -581,10 +590,42 @@ def test_methods_that_are_to_be_compared_train_as_long_and_as_fast(method: str) 
     assert dense or method in ("seqkd", "on_policy", "penalised_policy_gradient")
 
 
-@pytest.mark.parametrize("method", ["sft", "kd", "step_by_step", "teacher_assistant"])
+@pytest.mark.parametrize("method", ["sft", "kd", "step_by_step", "teacher_assistant", "dgkd"])
 def test_what_starts_from_a_cut_student_trains_longer_and_faster(method: str) -> None:
     stage = load(method).stage
     assert (stage.optimizer.learning_rate, stage.batch.size, stage.budget.steps) == (1e-3, 2, 120)
+
+
+# --- dgkd -------------------------------------------------------------------------------------------------------------
+
+
+def test_in_dgkd_everyone_above_teaches_and_has_an_equal_part_of_the_loss() -> None:
+    made = load("dgkd", assistants=[20, 15], drop=0.4)
+    assistant, second, student, direct, _ = made.stages
+    assert (assistant.teachers, direct.teachers) == ({}, {})
+    assert second.teachers == {"teacher": recipe.Teacher()}
+    assert student.teachers == {"assistant": recipe.StageTeacher(stage="assistant"), "teacher": recipe.Teacher()}
+    for stage in (second, student):
+        assert stage.teacher == recipe.StageTeacher()
+        assert stage.gate
+        assert [stream.teacher for stream in stage.streams] == [None, *stage.teachers]
+        parts = [term.coefficient for stream in stage.streams for term in stream.terms]
+        assert parts == [pytest.approx(1 / len(stage.streams))] * len(stage.streams)
+        assert {stream.drop for stream in stage.streams} == {0.4}
+    assert {stream.drop for stage in (assistant, direct) for stream in stage.streams} == {0}
+
+
+def test_dgkds_first_and_direct_stages_are_those_of_teacher_assistant() -> None:
+    """By the hashes by which a stage of another run is taken over."""
+    ours, chains = (stages.recipe_hashes(load(method, assistants=[20, 15])) for method in ("dgkd", "teacher_assistant"))
+    assert {name for name in ours if ours[name] == chains[name]} == {"assistant", "direct"}
+    assert ours.keys() == chains.keys()
+
+
+@pytest.mark.parametrize("method", ["gkd", "sft", "seqkd", "minillm", "teacher_assistant", "dgkd", "step_by_step"])
+def test_dgkd_is_of_methods_on_the_datas_text(method: str) -> None:
+    with pytest.raises(ConfigError, match=f"stage_method is {method}, .* It is one of kd, taid, abkd, akl"):
+        load("dgkd", stage_method=method)
 
 
 # --- step_by_step -----------------------------------------------------------------------------------------------------

@@ -44,8 +44,9 @@ def rows_for(stage: schema.Stage, folder: Path, *, own_tokenizer: bool, say: Say
     missing = [place for place in (train, heldout) if place is not None and not _here(place, own_tokenizer)]
     there = config.annotations is None or _annotations_here(config, train)
     if not missing and there and not (config.path == STARTER and _asks_for_reasons(stage)):
-        return _few(config, train)
-    changed: dict[str, Any] = {"format": "prompt_response", "fields": {}, "template": _template(config, train)}
+        return _few(config, train, whole=bool(groups_of(stage)))
+    fields = {"group": "group"} if groups_of(stage) else {}
+    changed: dict[str, Any] = {"format": "prompt_response", "fields": fields, "template": _template(config, train)}
     if train in missing or not missing or (isinstance(train, Path) and config.path != STARTER):
         changed |= {"path": str(_write(stage, folder, "train")), "annotations": None}
         _tell(say, train, f"{MADE_UP} rows made of the starter rows")
@@ -55,6 +56,13 @@ def rows_for(stage: schema.Stage, folder: Path, *, own_tokenizer: bool, say: Say
         changed["heldout"] = str(_write(stage, folder, "heldout"))
         _tell(say, heldout, f"{MADE_UP} other rows made of them")
     return _few(config.model_copy(update=changed), train if "path" not in changed else None)
+
+
+def groups_of(stage: schema.Stage) -> tuple[str, ...]:
+    """The groups of rows that a stage's streams are about."""
+    sources = (stream.source for stream in stage.streams)
+    wheres = (source.where for source in sources if isinstance(source, DatasetSource) and source.where)
+    return tuple(dict.fromkeys(name for where in wheres for name in where.group))
 
 
 def _asks_for_reasons(stage: schema.Stage) -> bool:
@@ -97,10 +105,13 @@ def _template(config: Data, train: Place) -> str:
     return "chat" if config.format == "chat" else "none" if config.format == "dolly" or framed else "auto"
 
 
-def _few(config: Data, place: Place | None) -> Data:
-    """The data with a share that is a few rows; a folder of token ids is read from where it is needed anyway."""
+def _few(config: Data, place: Place | None, *, whole: bool = False) -> Data:
+    """The data with a share that is a few rows; a folder of token ids is read from where it is needed anyway.
+
+    ``whole``: with all its rows, where a few might lack a group that a stream is about.
+    """
     limits = {"max_heldout": min(config.max_heldout, MEASURED), "max_validation": min(config.max_validation, MEASURED)}
-    if place is None or (isinstance(place, Path) and place.is_dir()):
+    if whole or place is None or (isinstance(place, Path) and place.is_dir()):
         return config.model_copy(update=limits)
     count = len(load(place.name, place.split).items) if isinstance(place, Named) else sum(1 for _ in read_rows(place))
     share = min(config.subsample, ROWS / max(count, ROWS))
@@ -113,7 +124,11 @@ def _write(stage: schema.Stage, folder: Path, split: str) -> Path:
     file = folder / f"{stage.name}-{split}.jsonl"
     found = sorted(starter_rows(), key=lambda row: len(row["prompt"]) + len(row["response"]))
     chosen = found[:MADE_UP] if split == "train" else found[MADE_UP : 2 * MADE_UP]
-    lines = (_row(at, row, stage.evaluation.accuracy) for at, row in enumerate(chosen))
+    groups = groups_of(stage)
+    lines = (
+        _row(at, row, stage.evaluation.accuracy) | ({"group": groups[at % len(groups)]} if groups else {})
+        for at, row in enumerate(chosen)
+    )
     write_text(file, "".join(json.dumps(line) + "\n" for line in lines))
     return file
 

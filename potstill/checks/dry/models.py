@@ -44,8 +44,9 @@ class Blueprint:
 def named_models(stage: schema.Stage) -> list[Key]:
     """Every model that a stage names, once."""
     found: list[Key] = []
-    if isinstance(stage.teacher, schema.Teacher):
-        found.append((stage.teacher.model, stage.teacher.revision))
+    for teacher in stage.all_teachers.values():
+        if isinstance(teacher, schema.Teacher):
+            found.append((teacher.model, teacher.revision))
     match stage.student:
         case schema.PretrainedStudent() | schema.FreshStudent():
             found.append((stage.student.model, stage.student.revision))

@@ -39,6 +39,7 @@ def shrunken(
             "streams": tuple(_stream(stage, stream, text) for stream in stage.streams),
             "batch": schema.Batching(size=min(BATCH, stage.batch.size), micro_size=_micro(stage.batch)),
             "budget": schema.Budget(steps=1),
+            "gate": False,  # random weights are no better than others
             "evaluation": _evaluation(stage.evaluation),
         }
         stages.append(stage.model_copy(update=less))
@@ -65,11 +66,8 @@ def _micro(batch: schema.Batching) -> Any:
 def _models(pair: Pair, places: Mapping[Key, str]) -> dict[str, Any]:
     stage = pair.stage
     found: dict[str, Any] = {}
-    if isinstance(stage.teacher, schema.Teacher):
-        folder = places[stage.teacher.model, stage.teacher.revision]
-        found["teacher"] = stage.teacher.model_copy(update={"model": folder, "revision": None} | schema.Holding().held)
-    elif isinstance(stage.teacher, schema.StageTeacher):
-        found["teacher"] = stage.teacher.model_copy(update=schema.Holding().held)
+    small = {name: _teacher(teacher, places) for name, teacher in stage.all_teachers.items()}
+    found |= {"teacher": small.pop(None, None), "teachers": small}
     match stage.student:
         case schema.PretrainedStudent() | schema.FreshStudent():
             folder = places[stage.student.model, stage.student.revision]
@@ -83,6 +81,17 @@ def _models(pair: Pair, places: Mapping[Key, str]) -> dict[str, Any]:
         few = stage.adapter.model_copy(update={"rank": 1})  # no wider than the narrowest of the small layers
         found["student"] = found.get("student", stage.student).model_copy(update={"adapter": few})
     return found
+
+
+def _teacher(teacher: schema.AnyTeacher, places: Mapping[Key, str]) -> schema.AnyTeacher:
+    """The teacher as it is tried: a small one, held plainly."""
+    plain = schema.Holding().held
+    match teacher:
+        case schema.Teacher(model=name, revision=revision):
+            return teacher.model_copy(update={"model": places[name, revision], "revision": None} | plain)
+        case schema.StageTeacher():
+            return teacher.model_copy(update=plain)
+    return teacher
 
 
 def _kept(student: schema.PrunedStudent, of: Layers, kept: Layers, *, again: bool) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,13 +30,18 @@ BYTES_OF_QUANTISED = {"none": 0.0, "nf4": 0.516, "int8": 1.0}
 @dataclass(frozen=True)
 class Pair:
     """The models of a stage, without weights. ``source`` is what the student is made from; ``teacher`` is None where
-    none is asked. ``names`` are what teacher and student are called."""
+    none is asked, and ``teachers`` are further ones by name. ``names`` are what the models are called, by role."""
 
     stage: schema.Stage
     student: Any
     source: Any
     teacher: Any | None
     names: dict[str, str]
+    teachers: dict[str, Any] = field(default_factory=dict)
+
+    def model(self, role: str) -> Any:
+        """The model of a role in ``names``: student, teacher, or the name of a further teacher."""
+        return {"student": self.student, "teacher": self.teacher}.get(role, self.teachers.get(role))
 
 
 def pairs(recipe: schema.Recipe, models: Mapping[Key, Any]) -> Iterator[Pair]:
@@ -49,25 +54,27 @@ def pairs(recipe: schema.Recipe, models: Mapping[Key, Any]) -> Iterator[Pair]:
     made: dict[str, Any] = {}
     for at, stage in enumerate(recipe.stages):
         before = recipe.stages[at - 1].name if at else ""
-        teacher = _teacher(stage, before, made, models)
+        taught = {name: _teacher(stage, one, before, made, models) for name, one in stage.all_teachers.items()}
+        teacher = taught.pop(None, None)
         source = _source(stage, before, teacher, made, models)
         with of_stage(stage.name):
             student = _cut(source, stage.student) if isinstance(stage.student, schema.PrunedStudent) else source
             if stage.adapter:
                 adapters.chosen_layers(student, stage.adapter)
         made[stage.name] = student
-        yield Pair(stage, student, source, teacher, _names(stage, before))
+        further = {f"teacher {name}": model for name, model in taught.items()}
+        yield Pair(stage, student, source, teacher, _names(stage, before), further)
 
 
-def _teacher(stage: schema.Stage, before: str, made: Mapping[str, Any], models: Mapping[Key, Any]) -> Any | None:
-    match stage.teacher:
-        case schema.StageTeacher(stage=asked):
-            return made[before if asked == schema.PREVIOUS else asked]
+def _teacher(
+    stage: schema.Stage, asked: schema.AnyTeacher, before: str, made: Mapping[str, Any], models: Mapping[Key, Any]
+) -> Any:
+    match asked:
+        case schema.StageTeacher(stage=name):
+            return made[before if name == schema.PREVIOUS else name]
         case schema.Teacher(model=name, revision=revision):
             return models[name, revision]
-        case schema.BaseTeacher():
-            return _source(stage, before, None, made, models)
-    return None
+    return _source(stage, before, None, made, models)
 
 
 def _source(
@@ -97,13 +104,15 @@ def _cut(model: Any, student: schema.PrunedStudent) -> Any:
 def _names(stage: schema.Stage, before: str) -> dict[str, str]:
     """What is cut from which, and which stage's student it is."""
     found: dict[str, str] = {}
-    match stage.teacher:
-        case schema.StageTeacher(stage=asked):
-            found["teacher"] = f"student of {before if asked == schema.PREVIOUS else asked}"
-        case schema.Teacher(model=name):
-            found["teacher"] = name
-        case schema.BaseTeacher():
-            found["teacher"] = "the student without its adapter"
+    for name, teacher in stage.all_teachers.items():
+        role = "teacher" if name is None else f"teacher {name}"
+        match teacher:
+            case schema.StageTeacher(stage=asked):
+                found[role] = f"student of {before if asked == schema.PREVIOUS else asked}"
+            case schema.Teacher(model=model):
+                found[role] = model
+            case schema.BaseTeacher():
+                found[role] = "the student without its adapter"
     match stage.student:
         case schema.PreviousStudent():
             found["student"] = f"student of {before}"
@@ -120,7 +129,7 @@ def count(model: Any) -> int:
 
 
 def memory(pair: Pair, dtype: str) -> dict[str, int]:
-    """Bytes of the student's weights, gradients and optimizer state, and of the teacher's weights as they are held,
+    """Bytes of the student's weights, gradients and optimizer state, and of the teachers' weights as they are held,
     wherever that is.
 
     Args:
@@ -141,11 +150,14 @@ def memory(pair: Pair, dtype: str) -> dict[str, int]:
 
 
 def _memory_of_teacher(pair: Pair, dtype: str) -> dict[str, int]:
-    """Of one with weights of its own."""
-    held = pair.stage.teacher or schema.Holding()
-    if pair.teacher is None or isinstance(held, schema.BaseTeacher):
-        return {}
-    return {"teacher": _held(pair.teacher, held, 2 if dtype == "bfloat16" else BYTES[dtype])}
+    """Of those with weights of their own; one that is named twice is in memory once."""
+    each = 2 if dtype == "bfloat16" else BYTES[dtype]
+    models = {None: pair.teacher} | {name.removeprefix("teacher "): model for name, model in pair.teachers.items()}
+    sizes: dict[tuple[int, str], int] = {}
+    for name, asked in pair.stage.all_teachers.items():
+        if not isinstance(asked, schema.BaseTeacher):
+            sizes[id(models[name]), str(asked.held)] = _held(models[name], asked, each)
+    return {"teacher": sum(sizes.values())} if sizes else {}
 
 
 def _held(model: Any, held: schema.Holding, each: int) -> int:

@@ -15,24 +15,23 @@ from potstill.errors import DataError
 BATCH_ROWS = 256  # of every record batch but the last: where a row is follows from its number
 
 
-def write_arrow(file: Path, rows: Iterable[Tokenised]) -> int:
+def write_arrow(file: Path, rows: Iterable[Tokenised], *, groups: bool = False) -> int:
     """Write rows to a file, and have it on the disk; how many there were. Memory holds ``BATCH_ROWS`` of them.
 
-    The same rows give the same bytes. Raises: OSError where the disk refuses.
+    The same rows give the same bytes. ``groups``: with the rows' groups. Raises: OSError where the disk refuses.
     """
     import pyarrow as pa  # here, because it takes longer to load than most files take to read
 
     ids = pa.list_(pa.int32())
     text = pa.string()
-    schema = pa.schema(
-        {"prompt_ids": ids, "response_ids": ids, "id": text, "prompt": text, "response": text, "truncated": pa.bool_()}
-    )
+    types = {"prompt_ids": ids, "response_ids": ids, "id": text, "prompt": text, "response": text}
+    schema = pa.schema(types | {"truncated": pa.bool_()} | ({"group": text} if groups else {}))
     count = 0
     with open(file, "wb") as handle:
         with pa.ipc.new_file(handle, schema) as writer:
             rest = iter(rows)
             while batch := list(islice(rest, BATCH_ROWS)):
-                writer.write_batch(pa.record_batch(_columns(batch), schema=schema))
+                writer.write_batch(pa.record_batch(_columns(batch)[: len(schema)], schema=schema))
                 count += len(batch)
         handle.flush()
         os.fsync(handle.fileno())
@@ -47,6 +46,7 @@ def _columns(rows: Sequence[Tokenised]) -> list[list[Any]]:
         [row.prompt for row in rows],
         [row.response for row in rows],
         [row.truncated for row in rows],
+        [row.group for row in rows],
     ]
 
 
@@ -87,7 +87,7 @@ class ArrowRows(LazyRows):
 
 
 def _row(batch: Any, at: int) -> Tokenised:
-    prompt_ids, response_ids, id, prompt, response, truncated = (column[at] for column in batch.columns)
+    prompt_ids, response_ids, id, prompt, response, truncated, *group = (column[at] for column in batch.columns)
     return Tokenised(
         example_id=id.as_py(),
         prompt_ids=tuple(prompt_ids.values.to_numpy().tolist()),
@@ -95,6 +95,7 @@ def _row(batch: Any, at: int) -> Tokenised:
         prompt=prompt.as_py(),
         response=response.as_py(),
         truncated=truncated.as_py(),
+        group=group[0].as_py() if group else None,
     )
 
 

@@ -61,7 +61,7 @@ def _write(built: Path, config: Data, tokenizer: Any, workers: int) -> Card:
 
     def keep(split: str, rows: Iterator[Tokenised]) -> Sequence[Tokenised]:
         file = built / file_of(split)
-        count = write_arrow(file, rows)
+        count = write_arrow(file, rows, groups="group" in config.fields)
         return ArrowRows(file, count)
 
     made = encode(gathered, config, tokenizer, keep, workers=workers)
