@@ -624,7 +624,7 @@ def test_dgkds_first_and_direct_stages_are_those_of_teacher_assistant() -> None:
 
 @pytest.mark.parametrize("method", ["gkd", "sft", "seqkd", "minillm", "teacher_assistant", "dgkd", "step_by_step"])
 def test_dgkd_is_of_methods_on_the_datas_text(method: str) -> None:
-    with pytest.raises(ConfigError, match=f"stage_method is {method}, .* It is one of kd, taid, abkd, akl"):
+    with pytest.raises(ConfigError, match=f"stage_method is {method}, .* It is one of kd, taid, feature_kd, abkd, akl"):
         load("dgkd", stage_method=method)
 
 

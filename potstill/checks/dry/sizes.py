@@ -154,9 +154,10 @@ def _memory_of_teacher(pair: Pair, dtype: str) -> dict[str, int]:
     each = 2 if dtype == "bfloat16" else BYTES[dtype]
     models = {None: pair.teacher} | {name.removeprefix("teacher "): model for name, model in pair.teachers.items()}
     sizes: dict[tuple[int, str], int] = {}
-    for name, asked in pair.stage.all_teachers.items():
-        if not isinstance(asked, schema.BaseTeacher):
-            sizes[id(models[name]), str(asked.held)] = _held(models[name], asked, each)
+    for name, model in models.items():
+        asked = pair.stage.all_teachers.get(name) or schema.Holding()
+        if model is not None and not isinstance(asked, schema.BaseTeacher):
+            sizes[id(model), str(asked.held)] = _held(model, asked, each)
     return {"teacher": sum(sizes.values())} if sizes else {}
 
 
