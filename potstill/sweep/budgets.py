@@ -16,4 +16,5 @@ class At(StrEnum):
     @property
     def words(self) -> str:
         """What it counts, in a sentence."""
-        return {"teacher_tokens": "teacher tokens", "seconds": "seconds of training"}.get(self.value, self.value)
+        words = {At.teacher_tokens: "teacher tokens", At.seconds: "seconds of training", At.flops: "FLOPs"}
+        return words.get(self, self.value)

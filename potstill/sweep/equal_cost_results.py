@@ -84,20 +84,29 @@ def notes(view: View) -> list[str]:
 
 
 def _where(view: View) -> Iterator[str]:
-    x = amount(view.at, view.x)
-    stopped = [name for name, curve in view.curves.items() if curve.end == view.x]
-    others = [curve.end for curve in view.curves.values() if curve.end > view.x]
-    went_on = f"Stopped there: {_named(view, stopped)}. The others went on, to at most {amount(view.at, max(others))}"
-    yield (
-        f"All figures are at {x}, the most that all {len(view.curves)} compared cells have reached. "
-        f"{went_on if others else 'All of them ended there'}."
-    )
+    ends = {name: curve.end for name, curve in view.curves.items()}
+    stopped, furthest = [name for name, end in ends.items() if end == view.x], max(ends.values())
+    at = f"All figures are at {amount(view.at, view.x)}, the most that all {len(ends)} compared cells have reached."
+    if furthest == view.x:
+        yield f"{at} All of them ended there."
+    else:
+        most = amount(view.at, furthest)
+        yield f"{at} Stopped there: {_named(view, stopped)}. The others went on, to at most {most}."
+        yield (
+            "A cell that went on was read before its end, with its learning rate still up, which may be to its loss: "
+            f"to be sure give all cells one budget{_budget(view)}."
+        )
     yield (
         "They are of validation rows, on the straight line between the validations before and after. Checkpoints are "
         "chosen on those rows; each run's figure of held-out rows, whatever it cost, is in table.md."
     )
     yield MEANING[view.at]
     yield "Settle on a cost before looking: who takes the one of several that suits has chosen it."
+
+
+def _budget(view: View) -> str:
+    """The setting that ends cells along the view's cost, where there is one."""
+    return "" if view.at is At.teacher_tokens else f", by budget.{view.at}"
 
 
 def _how(view: View) -> Iterator[str]:
@@ -115,7 +124,7 @@ def _how(view: View) -> Iterator[str]:
     if table.against:
         yield (
             f"Differences are paired by {over}. p: paired t, two-sided; after Holm's correction it is right for all "
-            f"{table.family} differences of this table together. Where the interval holds 0, or p after Holm is "
+            f"differences of this table together ({table.family}). Where the interval holds 0, or p after Holm is "
             f'{SURE_BELOW:g} or more, it says "{NOT_SHOWN}", which does not show that there is none.'
         )
     else:

@@ -133,7 +133,9 @@ def test_what_is_shown_of_it(tmp_path: Path) -> None:
     assert "| no difference shown | 16 steps |" in text
     assert "16 steps, the most that all 9 compared cells have reached" in text
     assert "Stopped there: divergence jeffreys. The others went on, to at most 20 steps." in text
-    assert "right for all 2 differences" in text
+    assert "right for all differences of this table together (2)" in text
+    assert "with its learning rate still up" in text
+    assert "one budget, by budget.steps." in text
     told = json.loads(json.dumps(equal_cost_results.as_json(view, planned), allow_nan=False))
     assert (told["at"], told["x"]) == ("steps", 16)
     assert told["rows"][1]["said"] == "lower, better"
@@ -187,7 +189,10 @@ def test_the_same_figures_of_all_seeds_show_nothing(tmp_path: Path) -> None:
     for cell in planned.cells:
         value = 1.0 if cell.places["divergence"] == "forward_kl" else 0.5
         validated(sweep.run(cell), [(0, 0, 2.0), (16, 8, value)])
-    assert said(equal_cost(tabulate(planned, sweep), At.steps))["reverse_kl"] == "no difference shown"
+    view = equal_cost(tabulate(planned, sweep), At.steps)
+    assert said(view)["reverse_kl"] == "no difference shown"
+    assert "All of them ended there." in notes(view)
+    assert "learning rate" not in notes(view)  # none was read before its end
 
 
 # --- Curves -----------------------------------------------------------------------------------------------------------
