@@ -25,15 +25,27 @@ from potstill import objectives
 class DistillationTrainer(Trainer):
     loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of all micro-batches itself
 
+    objective: Callable[..., torch.Tensor]
+
     def __init__(
-        self, *args: Any, teacher: torch.nn.Module, objective: Callable = objectives.forward_kl, **kwargs: Any
+        self,
+        *args: Any,
+        teacher: torch.nn.Module,
+        objective: Callable[..., torch.Tensor] = objectives.forward_kl,
+        **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = True  # whatever the student takes: count num_items_in_batch
         self.teacher = teacher.to(self.args.device).eval().requires_grad_(False)
         self.objective = objective
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
         labels = inputs["labels"]
         inputs = {name: value for name, value in inputs.items() if name != "labels"}
         outputs = model(**inputs)
