@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from potstill.errors import ConfigError
+from potstill.reporting.row_scores import RowScores
 from potstill.run import Run
 from potstill.sweep import equal_cost_results
 from potstill.sweep.budgets import At
@@ -165,6 +168,14 @@ def test_an_interval_beside_0_is_nothing_where_holm_says_no(tmp_path: Path) -> N
     assert difference.mean.low > 0
     assert difference.mean.p < 0.05 < difference.p_holm
     assert set(said(view).values()) == {"-", "no difference shown"}
+
+
+def test_scores_of_held_out_rows_give_no_interval_here(tmp_path: Path) -> None:
+    table = tabulate(*made(tmp_path))
+    scores = RowScores(("a", "b"), np.array([1.0, 2.0]), np.ones(2), is_log=False)
+    rows = [replace(row, cells=tuple(replace(cell, scores=scores) for cell in row.cells)) for row in table.rows]
+    view = equal_cost(replace(table, rows=tuple(rows)), At.steps)
+    assert not any(row.two_level or (row.difference and row.difference.two_level) for row in view.table.rows)
 
 
 def test_a_seed_without_its_partner_is_not_paired(tmp_path: Path) -> None:
