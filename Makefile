@@ -22,6 +22,7 @@ lint: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy examples/seq2seq_anli/run.py
 	$(BIN)/lint-imports
 
 docs: .venv/.installed-dev

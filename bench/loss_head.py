@@ -79,7 +79,7 @@ def trl_chunked(inputs: Inputs, objective: str) -> Tensor:
 
 
 def subjects(objective: str) -> dict[str, Callable[[Inputs, str], Tensor]]:
-    found = {"potstill": ours}
+    found: dict[str, Callable[[Inputs, str], Tensor]] = {"potstill": ours}
     if objective == "forward_kl" or GKDTrainer:
         found["full"] = full
     if GKDTrainer:
@@ -101,6 +101,8 @@ def check(inputs: Inputs, objective: str) -> None:
     reference = None
     for name, subject in subjects(objective).items():
         _, loss = once(subject, inputs, objective)
+        assert inputs.states.grad is not None
+        assert inputs.weight.grad is not None
         found = loss, inputs.states.grad.clone(), inputs.weight.grad.clone()
         reference = reference or found
         assert abs(found[0] / reference[0] - 1) < 1e-4, (name, found[0], reference[0])

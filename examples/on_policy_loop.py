@@ -18,6 +18,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -55,7 +56,7 @@ def shuffled_forever() -> Iterator[list[int]]:
 # --- Models -----------------------------------------------------------------------------------------------------------
 
 teacher = AutoModelForCausalLM.from_pretrained(args.teacher, dtype=getattr(torch, args.dtype)).eval()
-student = AutoModelForCausalLM.from_pretrained(args.student, dtype=getattr(torch, args.dtype))
+student: Any = AutoModelForCausalLM.from_pretrained(args.student, dtype=getattr(torch, args.dtype))
 # A model folder may ask for top_k 50, a nucleus or a penalty: text drawn like that is not the student's own.
 end = tokenizer.eos_token_id
 student.generation_config = GenerationConfig(

@@ -15,25 +15,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import Module
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
 from potstill import objectives
 
-
 # --8<-- the block of docs/how-to/own-trainer.md
+Objective = Callable[..., torch.Tensor]
+
+
 class DistillationTrainer(Trainer):
     loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of all micro-batches itself
 
-    def __init__(
-        self, *args: Any, teacher: torch.nn.Module, objective: Callable = objectives.forward_kl, **kwargs: Any
-    ):
+    def __init__(self, *args: Any, teacher: Module, objective: Objective = objectives.forward_kl, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = True  # whatever the student takes: count num_items_in_batch
         self.teacher = teacher.to(self.args.device).eval().requires_grad_(False)
-        self.objective = objective
+        self.objective: Objective = objective
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self, model: Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         labels = inputs["labels"]
         inputs = {name: value for name, value in inputs.items() if name != "labels"}
         outputs = model(**inputs)

@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -34,7 +35,7 @@ TOKENS = torch.arange(41, dtype=torch.float64)
 BUMPS, SHARES, WIDTH = (12.0, 28.0), (0.6, 0.4), 3.0  # tokens; probability; tokens
 
 # Okabe and Ito's colours, told apart by most eyes, each with a dash of its own.
-STYLES = [
+STYLES: list[dict[str, Any]] = [
     {"color": "#0072B2", "linestyle": "-"},
     {"color": "#D55E00", "linestyle": (0, (6, 2))},
     {"color": "#009E73", "linestyle": (0, (2, 1.5))},
@@ -42,7 +43,7 @@ STYLES = [
     {"color": "#000000", "linestyle": (0, (1, 1.5))},
     {"color": "#E69F00", "linestyle": (0, (4, 1, 1, 1, 1, 1))},
 ]
-LOOK = {
+LOOK: dict[Any, Any] = {  # matplotlib types each of its keys
     "svg.hashsalt": "potstill",  # ids that do not change from run to run
     "svg.fonttype": "none",
     "savefig.facecolor": "white",  # readable on a dark page, too

@@ -44,7 +44,9 @@ BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 WARM_UP_STEPS, STEPS = 120, 20
 RESAMPLES = 10_000
 TOKENS = 64  # of a held-out response, whoever wrote it
-COMPARED = [name for name in METHODS if name not in ("kd", "sft", "anli_minillm")]  # a warm-up, and one of stages
+COMPARED = [  # neither the warm-up, nor without a teacher, nor of several stages
+    name for name in METHODS if name not in ("kd", "sft") and len(recipe_io.load(name, {}, methods=METHODS).stages) == 1
+]
 TEXTS = {"data": "the references", "teacher": "the teacher's text", "own": "the student's own text"}
 
 
@@ -52,7 +54,7 @@ TEXTS = {"data": "the references", "teacher": "the teacher's text", "own": "the 
 class Yardstick:
     """A recipe's own divergence, and the kind of text it is taken on."""
 
-    objective: recipe.TeacherSection
+    objective: recipe.AnyDivergence
     text: str
 
     @property

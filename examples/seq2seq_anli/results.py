@@ -44,13 +44,11 @@ def write_results(
         labels: of each task and model the scores of the suite ``classification``.
         seconds: of each step processor and wall time.
     """
-    found = {
-        "copying": copying.evaluations(),
-        "tasks": {task.name: _measured(task, labels[task.name]) for task in tasks},
-        "seconds": dict(seconds),
-    }
+    copied = copying.evaluations()
+    learned = {task.name: _measured(task, labels[task.name]) for task in tasks}
+    found = {"copying": copied, "tasks": learned, "seconds": dict(seconds)}
     write_text(Path("results.json"), json.dumps(found, indent=1) + "\n")
-    parts = [_copying(found["copying"]), *(_task(task, found["tasks"][task.name]) for task in tasks), _time(seconds)]
+    parts = [_copying(copied), *(_task(task, learned[task.name]) for task in tasks), _time(seconds)]
     write_text(Path("results.md"), "\n\n".join(parts) + "\n")
 
 

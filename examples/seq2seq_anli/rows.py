@@ -90,10 +90,11 @@ def _write(name: str, rows: Iterable[dict[str, Any]]) -> None:
 
 def write_model(folder: Path, texts: Iterable[str]) -> None:
     """A T5's config and a tokenizer for it, without weights: the run draws them by its seed."""
+    begins: dict[str, Any] = {"decoder_start_token_id": 0}  # which T5Config takes, and its signature does not name
     config = T5Config(
         vocab_size=VOCAB_SIZE, d_model=WIDTH, d_kv=WIDTH // 4, d_ff=2 * WIDTH, num_heads=4, num_layers=TEACHER_LAYERS,
-        num_decoder_layers=TEACHER_LAYERS, dropout_rate=0.0, pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
-        architectures=["T5ForConditionalGeneration"],
+        num_decoder_layers=TEACHER_LAYERS, dropout_rate=0.0, pad_token_id=0, eos_token_id=1,
+        architectures=["T5ForConditionalGeneration"], **begins,
     )  # fmt: skip
     config.save_pretrained(folder)
     tokenizer(texts).save_pretrained(folder)

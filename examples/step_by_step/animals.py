@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerFast, T5Config
@@ -85,10 +86,11 @@ def tokenizer(texts: Iterator[str], *, encoder_decoder: bool) -> PreTrainedToken
 
 def write_models(out: Path, stories: Path) -> None:
     """Folders with a config and a tokenizer each, without weights: a run draws them by its seed."""
-    shape = {"vocab_size": VOCAB, "pad_token_id": 0, "eos_token_id": 1}
+    shape: dict[str, Any] = {"vocab_size": VOCAB, "pad_token_id": 0, "eos_token_id": 1}
+    begins: dict[str, Any] = {"decoder_start_token_id": 0}  # which T5Config takes, and its signature does not name
     t5 = T5Config(
-        **shape, d_model=WIDTH, d_kv=WIDTH // HEADS, d_ff=3 * WIDTH, num_layers=LAYERS, num_decoder_layers=LAYERS,
-        num_heads=HEADS, feed_forward_proj="gated-gelu", decoder_start_token_id=0, dropout_rate=0.0,
+        **shape, **begins, d_model=WIDTH, d_kv=WIDTH // HEADS, d_ff=3 * WIDTH, num_layers=LAYERS,
+        num_decoder_layers=LAYERS, num_heads=HEADS, feed_forward_proj="gated-gelu", dropout_rate=0.0,
         architectures=["T5ForConditionalGeneration"],
     )  # fmt: skip
     llama = LlamaConfig(

@@ -32,7 +32,7 @@ def held_out_samples(writer: Causal, ids: Int[Tensor, "window token"], settings:
 
 
 def panel(
-    student: Causal, teacher: LocalTeacher, teachers: Samples, ids: Int[Tensor, "window token"], settings: Settings
+    student: Causal, teacher: Causal, teachers: Samples, ids: Int[Tensor, "window token"], settings: Settings
 ) -> dict[str, float]:
     """Every figure of one model; means over response tokens, in nats unless the name says otherwise.
 
@@ -42,15 +42,14 @@ def panel(
         ids: the held-out windows.
     """
     own = held_out_samples(student, ids, settings)
-    figures = on_data(student, teacher.family, ids, settings) | exposure(
-        student, teacher, own, teachers, batch_size=ROWS
-    )
+    asked = LocalTeacher(teacher)
+    figures = on_data(student, teacher, ids, settings) | exposure(student, asked, own, teachers, batch_size=ROWS)
     figures["accumulated_error_nats"] = settings.response_tokens * figures["forward_kl_own_nats"]
     figures[f"excess_error_percent_{settings.response_tokens}"] = figures.pop("excess_error_percent")
     for length in settings.error_lengths[:-1]:
         figures[f"excess_error_percent_{length}"] = excess_error(
-            accumulated_error(student, teacher, own, length=length, batch_size=ROWS),
-            accumulated_error(student, teacher, teachers, length=length, batch_size=ROWS),
+            accumulated_error(student, asked, own, length=length, batch_size=ROWS),
+            accumulated_error(student, asked, teachers, length=length, batch_size=ROWS),
         )
     return figures | {"distinct_2": distinct_n(own.responses, 2)}
 

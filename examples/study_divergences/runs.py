@@ -21,7 +21,6 @@ from torch import Tensor
 
 from potstill.evaluation.exposure import Samples
 from potstill.models.families import Causal
-from potstill.teachers.local import LocalTeacher
 
 INITIAL_STUDENT = "initial student"
 GRADIENT_NOISE, SKEW_BOUNDS = "gradient_noise", "skew_bounds"
@@ -53,19 +52,19 @@ def _measured(place: Place, settings: Settings) -> dict[str, Any]:
     teacher, _, teachers = _teacher(place.out, place.teacher, settings)
     ids = held_out(place.out, settings)
     if place.name == TEACHER_ITSELF:
-        return {"metrics": panel(teacher.family, teacher, teachers, ids, settings)}
+        return {"metrics": panel(teacher, teacher, teachers, ids, settings)}
     student, _ = load(student_folder(place.out, place.seed))
     if place.name == SKEW_BOUNDS:
-        return {"metrics": {}, "rows": skew_bounds(student, teacher.family, ids[: settings.batch], settings)}
+        return {"metrics": {}, "rows": skew_bounds(student, teacher, ids[: settings.batch], settings)}
     if place.name == GRADIENT_NOISE:
         prompts = ids[: settings.batch, : settings.prompt_tokens]
-        return {"metrics": gradient_noise(student, teacher.family, prompts, settings)}
+        return {"metrics": gradient_noise(student, teacher, prompts, settings)}
     cost = {}
     if place.name != INITIAL_STUDENT:
         method = METHODS[place.name]
-        rows = _rows(place, method, teacher.family, settings)
+        rows = _rows(place, method, teacher, settings)
         begun = time.process_time()
-        losses = distil(student, teacher.family, method, rows, settings, place.seed)
+        losses = distil(student, teacher, method, rows, settings, place.seed)
         cost = {"train_s": time.process_time() - begun, "last_loss_nats": losses[-1]}
     return {"metrics": panel(student, teacher, teachers, ids, settings) | cost}
 
@@ -87,11 +86,11 @@ def _rows(place: Place, method: Method, teacher: Causal, settings: Settings) -> 
 
 
 @cache
-def _teacher(out: Path, seed: int, settings: Settings) -> tuple[LocalTeacher, str, Samples]:
+def _teacher(out: Path, seed: int, settings: Settings) -> tuple[Causal, str, Samples]:
     """A teacher, the hash of its weights, and its responses to the held-out prompts."""
     family, teacher_hash = load(teacher_folder(out, seed))
-    teacher = LocalTeacher(family)
-    return teacher, teacher_hash, held_out_samples(family, held_out(out, settings), settings)
+    family.requires_grad_(False).eval()
+    return family, teacher_hash, held_out_samples(family, held_out(out, settings), settings)
 
 
 @cache

@@ -175,7 +175,7 @@ def _draw(axes: Axes, chart: Chart, title: str, lines: Sequence[Line], colours: 
         aside = DODGE * (at - (len(chart.labels) - 1) / 2) / 72
         assert axes.figure is not None
         shifted = axes.transData + ScaledTranslation(aside, 0, axes.figure.dpi_scale_trans)
-        look = _look(at, colours)
+        look = line_look(at, colours)
         xs, means = [point.x for point in line.points], [point.mean for point in line.points]
         axes.plot(xs, means, transform=shifted, **look)
         axes.update_datalim([(point.x, end) for point in line.points for end in _ends(point)])
@@ -199,7 +199,7 @@ def _ends(point: Point) -> tuple[float, float]:
     return (point.low, point.high) if math.isfinite(point.low) else (point.mean, point.mean)
 
 
-def _look(at: int, colours: Mapping[str, str]) -> dict[str, Any]:
+def line_look(at: int, colours: Mapping[str, str]) -> dict[str, Any]:
     """The colour, dashes and marker of a line: different for the first 20."""
     colour = COLOURS[at % len(COLOURS)]
     dashes = DASHES[at // len(COLOURS) % len(DASHES)]
@@ -211,6 +211,6 @@ def _legend(figure: Figure, chart: Chart, colours: Mapping[str, str]) -> None:
     from matplotlib.lines import Line2D
 
     if len(chart.labels) > 1:
-        handles = [Line2D([], [], **_look(at, colours)) for at in range(len(chart.labels))]
+        handles = [Line2D([], [], **line_look(at, colours)) for at in range(len(chart.labels))]
         title, columns = chart.line_axis, min(4, len(chart.labels))
         figure.legend(handles, chart.labels, title=title, loc="outside lower center", ncols=columns, frameon=False)

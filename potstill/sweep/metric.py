@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from potstill.errors import nearest
-from potstill.recipe import METRICS_TO_MAXIMISE, METRICS_TO_MINIMISE, METRICS_WITHOUT_TEACHER, Recipe
+from potstill.errors import ConfigError, nearest
+from potstill.recipe import (
+    METRICS_OF_ANSWERS,
+    METRICS_TO_MAXIMISE,
+    METRICS_TO_MINIMISE,
+    METRICS_WITHOUT_TEACHER,
+    Recipe,
+)
 
 OF_A_TEACHER = tuple(
     name for name in (*METRICS_TO_MINIMISE, *METRICS_TO_MAXIMISE) if name not in METRICS_WITHOUT_TEACHER
@@ -59,6 +65,30 @@ def mistake(metric: str, recipes: Sequence[Recipe]) -> tuple[str, str] | None:
     if way := WAYS.get(metric.removesuffix("_stderr")):
         return f"{metric} is not measured in any cell", f"{way}There are {', '.join(there)}"
     return f"{metric} is no figure that a run measures", f"{nearest(metric, there)}There are {', '.join(there)}"
+
+
+def check_validated(metric: str, recipes: Sequence[Recipe]) -> None:
+    """Refuse a figure that no cell measures while it is trained, and so has no curve.
+
+    Raises: ConfigError.
+    """
+    there = list(dict.fromkeys(name for recipe in recipes for name in _validated(recipe)))
+    if metric not in there:
+        way = f"checkpoint.best_by={metric} validates by it; or set " if metric in METRICS_OF_ANSWERS else "set "
+        raise ConfigError(
+            f"--at needs a figure of validations, and {metric} is measured at the end alone",
+            f"{way}metric to one of {', '.join(there)}",
+        )
+
+
+def _validated(recipe: Recipe) -> Iterator[str]:
+    """The figures at each validation of this recipe's result."""
+    stage = recipe.stage
+    yield from OF_A_TEACHER if stage.teacher else ()
+    yield "perplexity"
+    if stage.checkpoint.best_by in METRICS_OF_ANSWERS:
+        yield "rouge_l"
+        yield from () if stage.evaluation.accuracy == "none" else ("accuracy",)
 
 
 def _with_errors(names: Sequence[str]) -> Iterator[str]:

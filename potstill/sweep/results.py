@@ -196,7 +196,7 @@ def _row_as_json(row: Row) -> dict[str, Any]:
         "difference": None
         if difference is None
         else _mean_as_json(difference.mean, difference.two_level)
-        | {"p": _finite(difference.mean.p), "p_holm": _finite(difference.p_holm)},
+        | {"p": finite(difference.mean.p), "p_holm": finite(difference.p_holm)},
         "training_s": row.seconds,
         "tokens": row.tokens,
         "cells": [_cell_as_json(cell) for cell in row.cells],
@@ -205,8 +205,8 @@ def _row_as_json(row: Row) -> dict[str, Any]:
 
 def _mean_as_json(mean: Mean, two_level: Sequence[float] | None) -> dict[str, Any]:
     ends = {"mean": mean.mean, "low": mean.low, "high": mean.high}
-    other = None if two_level is None else [_finite(end) for end in two_level]
-    return {key: _finite(value) for key, value in ends.items()} | {"n": mean.num, "two_level": other}
+    other = None if two_level is None else [finite(end) for end in two_level]
+    return {key: finite(value) for key, value in ends.items()} | {"n": mean.num, "two_level": other}
 
 
 def _cell_as_json(cell: CellResult) -> dict[str, Any]:
@@ -222,7 +222,7 @@ def _cell_as_json(cell: CellResult) -> dict[str, Any]:
     }
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 

@@ -91,14 +91,14 @@ def tabulate(plan: Plan, folder: Folder) -> Table:
     for cell in plan.cells:
         result = _result(cell, folder, records.get(cell.key), plan)
         groups.setdefault(cell.without(grid.replicates), []).append(result)
-    rows = [_row(dict(places), cells) for places, cells in groups.items()]
+    rows = [averaged(dict(places), cells) for places, cells in groups.items()]
     return Table(
         title=folder.name,
         metric=plan.metric,
         axes=tuple(axis for axis in grid.axes if axis != grid.replicates),
         replicates=grid.replicates,
         against=grid.against,
-        rows=tuple(_with_differences(rows, grid.against)),
+        rows=tuple(with_differences(rows, grid.against)),
         changed_files=tuple(_changed_files([cell.run for row in rows for cell in row.cells if cell.value is not None])),
         targets=tuple(dict.fromkeys(cell.recipe.stage.data.target for cell in plan.cells)),
     )
@@ -138,7 +138,8 @@ def _sum(values: Iterable[Any]) -> float | None:
     return sum(there) if len(there) == len(known) else None
 
 
-def _row(places: Mapping[str, str], cells: Sequence[CellResult]) -> Row:
+def averaged(places: Mapping[str, str], cells: Sequence[CellResult]) -> Row:
+    """The row of one combination's cells, without its difference."""
     there = [cell for cell in cells if cell.value is not None]
     return Row(
         places=places,
@@ -172,7 +173,7 @@ def _two_level(ours: Sequence[RowScores | None], theirs: Sequence[RowScores | No
 # --- Differences ------------------------------------------------------------------------------------------------------
 
 
-def _with_differences(rows: Sequence[Row], against: Mapping[str, str]) -> Iterator[Row]:
+def with_differences(rows: Sequence[Row], against: Mapping[str, str]) -> Iterator[Row]:
     """The rows with their differences, and with p after Holm's correction over those that have one."""
     known = {tuple(row.places.items()): row for row in rows}
     found: list[tuple[Row, Difference | None]] = []

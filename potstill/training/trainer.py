@@ -211,12 +211,21 @@ def _validate(job: Job, state: State, log: MetricsLog, progress: Progress) -> No
     figures = job.runtime.share(job.validate() if job.runtime.is_main else None)
     for stream in job.streams:
         stream.source.observe(figures)
-    log.write({"step": state.step} | {f"validation/{key}": value for key, value in figures.items()})
+    log.write({"step": state.step} | {f"validation/{key}": value for key, value in figures.items()} | _so_far(state))
     name = job.stage.checkpoint.best_by
     value = figures[name]
     progress.note(f"{job.label}: step {state.step}  validation {name} {value:.4g}")
     if state.step:
         choose(state, name, value, figures.get(f"{name}_stderr", 0.0) if name in recipe.METRICS_OF_ANSWERS else 0.0)
+
+
+def _so_far(state: State) -> dict[str, float]:
+    """What the training of this student has cost, for curves along something else than steps."""
+    return {
+        "data/teacher_tokens": state.teacher_tokens,
+        "time/training_s": round(state.seconds, 4),
+        "compute/flops": state.flops,
+    }
 
 
 def choose(state: State, name: str, value: float, error: float) -> None:
