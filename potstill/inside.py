@@ -13,10 +13,14 @@ from torch import Tensor
 from potstill import recipe as schema
 from potstill.data.examples import Tokenised
 from potstill.data.order import seed_of
+from potstill.errors import ConfigError
 from potstill.features.building import Between, build_match
+from potstill.features.choosing import choose, rows_sha256
 from potstill.features.matching import Match
+from potstill.features.selection import Model, Selection, Wanted, kept_or_made, load
 from potstill.models import pruning
 from potstill.models.families import Family
+from potstill.models.fingerprint import fingerprint_of
 from potstill.models.layout import DECODER
 from potstill.sources.dataset import batches
 from potstill.training.runtime import Runtime
@@ -26,7 +30,7 @@ BATCH = 8  # rows that are measured at once
 
 @dataclass(frozen=True)
 class Looking:
-    """What a match is made of.
+    """What a match is made of. ``teacher_name`` is the model's, for the record of what is chosen of it.
 
     ``rows`` are those that layers and channels are measured on: neither trained on nor held out. ``kept`` are the
     teacher's channels that the student was cut with, if it was.
@@ -34,6 +38,7 @@ class Looking:
 
     student: Family
     teacher: Family
+    teacher_name: str
     rows: Sequence[Tokenised]
     kept: Sequence[int] | None
     tokenizer: Any
@@ -63,4 +68,33 @@ class Looking:
     def _chosen(
         self, key: str, spec: schema.SelectedChannels, layers: Sequence[int], place: schema.Place, count: int
     ) -> Mapping[int, Sequence[int]]:
-        raise NotImplementedError
+        """The channels of each layer that a selection keeps, the same on all processes."""
+        of = tuple(sorted(set(layers)))
+        wanted = Wanted(layers=of, count=count, place=place, measure=spec.measure)
+        chosen = self._selection(key, spec, wanted) if self.runtime.is_main else None
+        return self.runtime.share({layer: chosen.channels_of(layer) for layer in of} if chosen else None)
+
+    def _selection(self, key: str, spec: schema.SelectedChannels, wanted: Wanted) -> Selection:
+        """From the file that is named, or from the run's, which is made where it is not there yet."""
+        fingerprint, rows = fingerprint_of(self.teacher_name), self.rows[: spec.rows]
+        if spec.file is not None:
+            found = load(Path(spec.file), fingerprint=fingerprint)
+            _check_fits(found, wanted, spec.file)
+            return found
+
+        def make() -> Selection:
+            model, pad_id = Model(name=self.teacher_name, fingerprint=fingerprint), self.tokenizer.eos_token_id
+            return choose(self.teacher, rows, wanted, model=model, source="validation rows", pad_id=pad_id)
+
+        file = self.folder / "channels" / f"{key.replace('/', '-')}.json"
+        return kept_or_made(file, wanted.settings(fingerprint, rows_sha256(rows)), make)
+
+
+def _check_fits(found: Selection, wanted: Wanted, file: str) -> None:
+    """Refuse a selection of another place, or of more or fewer channels than the student has. Raises: ConfigError."""
+    made, asked = found.wanted, f"--place {wanted.place} --keep {wanted.count}"
+    if (made.place, made.count) != (wanted.place, wanted.count):
+        raise ConfigError(
+            f"{file} keeps {made.count} channels of {made.place}, and the student has {wanted.count} of {wanted.place}",
+            f"make one with `potstill attribute` and {asked}",
+        )

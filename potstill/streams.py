@@ -10,7 +10,7 @@ from typing import Any
 
 from potstill import recipe as schema
 from potstill import schedules
-from potstill.assembly import Teaching
+from potstill.assembly import Teaching, model_of
 from potstill.data.corpus.blocks import CorpusBlocks
 from potstill.data.corpus.scatter import scattered
 from potstill.data.examples import Tokenised
@@ -146,6 +146,7 @@ def _match(parts: Parts, stream: str, term: schema.Term) -> Match | None:
     looking = Looking(
         student=parts.student,
         teacher=parts.teacher.family,
+        teacher_name=model_of(parts.stage, parts.stage.all_teachers[parts.asks])[0],
         rows=parts.data.validation,
         kept=parts.kept_channels if parts.asks is None else None,
         tokenizer=parts.tokenizer,
