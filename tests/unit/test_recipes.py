@@ -120,8 +120,17 @@ OTHER: dict[str, Other] = {
         "batches_per_rollout": (2, {}),
     },
     "taid": {"start": (0.2, {}), "end": (0.9, {}), "rate": (0.1, {}), "momentum": (0.5, {})},
+    "pipeline": {
+        "teacher": ("gpt2-xl", {}),
+        "learner": (8, {}),
+        "assistants": ([20], {}),
+        "stage_method": ("gkd", {}),
+        "stage_settings": ({"ce_weight": 0.5}, {}),
+        "fine_tune": ("teacher", {}),
+    },
     "teacher_assistant": {
         "stage_method": ("gkd", {}),
+        "stage_settings": ({"ce_weight": 0.5}, {}),
         "teacher": ("gpt2-xl", {}),
         "assistants": ([20, 15], {}),
         "learner": (8, {}),
@@ -564,7 +573,7 @@ def test_on_policys_settings_are_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    "method", sorted(METHODS.keys() - {"sft", "kd", "step_by_step", "anli_minillm", "teacher_assistant"})
+    "method", sorted(METHODS.keys() - {"sft", "kd", "step_by_step", "anli_minillm", "teacher_assistant", "pipeline"})
 )
 def test_methods_that_are_to_be_compared_train_as_long_and_as_fast(method: str) -> None:
     stage = load(method).stage
