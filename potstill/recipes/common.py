@@ -94,11 +94,8 @@ def stage_of(method: str, settings: Mapping[str, Any] = {}) -> Stage:
         made = recipe_io.load(method, settings, methods=METHODS)
     except ConfigError as error:
         raise ValueError(f"stage_settings are not of {method}: {error}") from None
-    whole = made.model_copy(update={"stages": ()}), METHODS[method]().model_copy(update={"stages": ()})
-    if whole[0] != whole[1]:
-        raise ValueError(
-            "stage_settings are of one stage, and not of the whole run. Set what is of the run beside them"
-        )
+    if made != METHODS[method]().model_copy(update={"stages": made.stages}):
+        raise ValueError("stage_settings are of one stage, and not of the run. Set what is of the run beside them")
     return made.stage.model_copy(update={"method": method})
 
 
