@@ -93,6 +93,19 @@ def test_settings_reach_the_method_of_the_stage() -> None:
     assert [len(stage.streams[0].terms) for stage in chain.stages] == [2] * 4
 
 
+def test_one_of_the_methods_settings_is_changed_and_the_others_stay(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(
+        "method: pipeline\nstage_settings: {ce_weight: 0.5, optimizer: {weight_decay: 0.3, schedule: linear}}\n"
+    )
+    settings = {"stage_settings.optimizer.weight_decay": 0.2, "stage_settings.batch.size": 6}
+    stage = recipe_io.load(file, settings, methods=METHODS).stage
+    assert (stage.optimizer.weight_decay, stage.optimizer.schedule, stage.batch.size) == (0.2, "linear", 6)
+    assert len(stage.streams[0].terms) == 2
+    whole = recipe_io.load(file, {"stage_settings": {"optimizer": {"weight_decay": 0.2}}}, methods=METHODS).stage
+    assert (whole.optimizer.weight_decay, whole.optimizer.schedule) == (0.2, "linear")
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
