@@ -64,6 +64,7 @@ def test_what_is_fine_tuned_before(fine_tune: str, names: list[str], teacher: An
     assert of_student.student.keep_layers == 5  # type: ignore[union-attr]
     assert of_student.teacher == teacher
     if names[0] == "teacher-sft":
+        assert made.stages[0].optimizer.learning_rate == 5e-5
         assert (made.stages[0].student, made.stages[0].teacher) == (PretrainedStudent(model="big"), None)
     if "warm-up" in names:
         # Embeddings that were frozen in the warm-up stay so.

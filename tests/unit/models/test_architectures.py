@@ -53,6 +53,15 @@ def test_the_sizes_of_opt_add_up(name: str, hidden: int, layers: int) -> None:
     assert SIZES[name] == (50272 + 2050) * hidden + layers * layer + 2 * hidden
 
 
+def test_a_decoder_has_heads_of_the_published_width() -> None:
+    """No parameter counts them."""
+    others = {"facebook/opt-2.7b": 80, "facebook/opt-6.7b": 128, "facebook/opt-13b": 128}
+    others |= {"huggyllama/llama-7b": 128, "huggyllama/llama-13b": 128}
+    configs = {name: known_config(name) for name in SIZES}
+    widths = {name: config.hidden_size // config.num_attention_heads for name, config in configs.items()}
+    assert widths == dict.fromkeys(SIZES, 64) | others
+
+
 def test_every_known_decoder_says_how_its_text_ends() -> None:
     for name in SIZES:
         config = known_config(name)
