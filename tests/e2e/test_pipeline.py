@@ -215,14 +215,20 @@ def test_stopped_in_the_second_step_and_resumed_it_makes_the_same_student(
 def test_stages_on_other_rows_are_left_out_of_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     tiny.save(tiny.llama(1, layers=3), tmp_path / "big")
-    tiny.save(tiny.llama(2, layers=2), tmp_path / "small")
+    tiny.save(tiny.llama(2, layers=2), tmp_path / "medium")
+    tiny.save(tiny.llama(3, layers=1), tmp_path / "small")
     tiny.data_file(tmp_path)
     data = {"all.data": "rows.jsonl", "teacher-sft.data.max_heldout": 2, "all.budget.steps": 1, "baseline": "none"}
-    run = potstill.train("pipeline", **(SMALL | data | {"teacher": "big", "learner": "small"}))
+    models = {"teacher": "big", "assistants": ["medium"], "learner": "small"}
+    run = potstill.train("pipeline", **(SMALL | data | models))
     table = standings(run)
     assert table.left_out == ("teacher-sft",)
-    assert [model for model, _ in table.rows] == ["small", "student of warm-up", "student of student"]
-    # Nobody taught in the warm-up; the figures beside a teacher are the result's alone.
+    assert [model for model, _ in table.rows] == [
+        *("medium", "student of assistant-warm-up", "student of assistant"),
+        *("small", "student of warm-up", "student of student"),
+    ]
+    # Nobody teaches in a warm-up, and the assistant was compared with another teacher than the result.
     (at,) = (at for at, column in enumerate(table.columns) if column.key == "forward_kl_nats")
-    assert [cells[at].value == "-" for _, cells in table.rows] == [True, True, False]
+    assert [cells[at].value != "-" for _, cells in table.rows] == [False] * 5 + [True]
+    assert "forward_kl_nats" in run.stages[2].evaluations()["student_after"]
     assert "not in this table: teacher-sft." in run.report_file.read_text(encoding="utf-8")
