@@ -69,7 +69,7 @@ def held(model: str, kind: str, tokens: int) -> None:
     from potstill.teachers.local import LocalTeacher
 
     cpu: dict[str, Any] = {"dtype": torch.float32, "device": torch.device("cpu")}
-    setting = Holding(dtype="bfloat16") if kind == "bfloat16" else Holding(quantise=kind)  # type: ignore[arg-type]
+    setting = Holding(dtype="bfloat16") if kind == "bfloat16" else Holding(quantise=kind)
     loaded = load_held(model, Holding(), **cpu)
     full = family_of(loaded.model)
     texts = ("Once upon a time", "The capital of France is", "Water boils when", "Write a story about a goat.")

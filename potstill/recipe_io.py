@@ -278,14 +278,22 @@ def _merged(draft: Draft, hint: Any, old: Any, path: KeyPath, new: Any, at: KeyP
     inner = errors.child(hint, path[0]) if len(path) > 1 else None
     if isinstance(old, dict) and not isinstance(path[0], int) and errors.sections(inner):  # teachers.big.revision
         return {**old, path[0]: _merged(draft, inner, old.get(path[0]), path[1:], new, (*at, path[0]))}
-    if isinstance(old, dict) or errors.tag_key(hint):  # data.fields, or a section of unknown kind: pydantic will say so
-        return {**(old or {}), str(path[0]): _nested(path[1:], new)}
+    # data.fields, the settings of another method, or a section of unknown kind: pydantic will say so
+    if isinstance(old, dict) or errors.tag_key(hint):
+        return _over(old or {}, _nested(path, new))
     draft.issues.append(Issue((*at, *path), f"{errors.dotted(at[-1:])} is a single value and has no keys", at="key"))
     return old
 
 
 def _nested(path: KeyPath, value: Any) -> Any:
     return {str(path[0]): _nested(path[1:], value)} if path else value
+
+
+def _over(old: Any, new: Any) -> Any:
+    """Plain values: a mapping changes the keys it has, however deep; anything else takes the place of ``old``."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return new
+    return old | {key: _over(old.get(key), value) for key, value in new.items()}
 
 
 def _with_item(draft: Draft, hint: Any, old: list[Any], path: KeyPath, new: Any, at: KeyPath) -> list[Any]:
@@ -352,7 +360,7 @@ def _replaced(draft: Draft, hint: Any, old: Any, new: Any, at: KeyPath) -> Any:
 def _updated(draft: Draft, hint: Any, old: Any, new: dict[str, Any], at: KeyPath) -> Any:
     """``old`` with every key of ``new`` set, the one that chooses the kind first."""
     if not errors.sections(hint):
-        return {**old, **new} if isinstance(old, dict) else new
+        return _over(old, new)
     result = old if isinstance(old, dict) else {}
     for key in sorted(new, key=lambda key: key != errors.tag_key(hint)):
         result = _merged(draft, hint, result, (key,), new[key], at)

@@ -12,6 +12,7 @@ from steps import STEPS, recipe_of
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from potstill import recipe_io
+from potstill.assembly import teacher_of
 from potstill.recipe import PretrainedStudent, Recipe, Stage, rollout_of
 
 # As published with each model (Radford et al. 2019); GPT2Config's defaults are the small one's.
@@ -33,12 +34,12 @@ def sizes(recipe: Recipe) -> dict[str, str]:
     """Parameters, tokens and memory of a step, as text."""
     stage = recipe.stage
     student = num_parameters(_student(stage))
-    teacher = num_parameters(stage.teacher.model) if stage.teacher else 0
+    teacher = num_parameters(teacher_of(stage)[0]) if stage.teacher else 0
     tokens = tokens_per_step(stage)
     memory = BYTES * (4 * student + teacher)  # weights, gradients and AdamW's two averages; a teacher has only weights
     return {
         "student": f"{_student(stage)}, {student:,} parameters",
-        "teacher": f"{stage.teacher.model}, {teacher:,} parameters" if stage.teacher else "none",
+        "teacher": f"{teacher_of(stage)[0]}, {teacher:,} parameters" if stage.teacher else "none",
         "tokens per step, at most": ", ".join(f"{name} {count:,}" for name, count in tokens.items()),
         "tokens in all, at most": f"{sum(tokens.values()) * (stage.budget.steps or 0):,}",
         "memory in float32, activations and caches not counted": f"{memory / GIB:.2f} GiB",

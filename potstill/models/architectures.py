@@ -40,10 +40,58 @@ def _t5_v1_1(hidden: int, inner: int, layers: int, heads: int) -> dict[str, Any]
     }
 
 
+# Radford et al. 2019: hidden size, layers, heads. The config's own defaults are those of the smallest.
+GPT2 = {"gpt2": (768, 12, 12), "gpt2-medium": (1024, 24, 16), "gpt2-large": (1280, 36, 20), "gpt2-xl": (1600, 48, 25)}
+# Zhang et al. 2022, arXiv:2205.01068, table 1: hidden size, layers, heads; the inner size is four times the hidden one.
+OPT = {"1.3b": (2048, 24, 32), "2.7b": (2560, 32, 32), "6.7b": (4096, 32, 32), "13b": (5120, 40, 40)}
+# Touvron et al. 2023, arXiv:2302.13971, table 2, as converted: hidden size, inner size, layers, heads.
+LLAMA = {"7b": (4096, 11008, 32, 32), "13b": (5120, 13824, 40, 40)}
+
+
+def _gpt2(hidden: int, layers: int, heads: int) -> dict[str, Any]:
+    ends = {"bos_token_id": 50256, "eos_token_id": 50256}
+    return {"model_type": "gpt2", "vocab_size": 50257, "n_embd": hidden, "n_layer": layers, "n_head": heads, **ends}
+
+
+def _opt(hidden: int, layers: int, heads: int) -> dict[str, Any]:
+    return {
+        "model_type": "opt",
+        "vocab_size": 50272,
+        "hidden_size": hidden,
+        "word_embed_proj_dim": hidden,
+        "ffn_dim": 4 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "max_position_embeddings": 2048,
+        "bos_token_id": 2,
+        "eos_token_id": 2,
+        "pad_token_id": 1,
+    }
+
+
+def _llama(hidden: int, inner: int, layers: int, heads: int) -> dict[str, Any]:
+    return {
+        "model_type": "llama",
+        "vocab_size": 32000,
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "tie_word_embeddings": False,
+    }
+
+
 # Hub id -> what its config.json says, model_type included: another architecture is a line.
 KNOWN: dict[str, dict[str, Any]] = {
     **{f"google/flan-t5-{size}": _t5_v1_1(*shape) for size, shape in T5_V1_1.items()},
     **{f"google/t5-v1_1-{size}": _t5_v1_1(*shape) for size, shape in T5_V1_1.items()},
+    **{name: _gpt2(*shape) for name, shape in GPT2.items()},
+    **{f"facebook/opt-{size}": _opt(*shape) for size, shape in OPT.items()},
+    **{f"huggyllama/llama-{size}": _llama(*shape) for size, shape in LLAMA.items()},
 }
 
 

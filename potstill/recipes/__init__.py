@@ -20,6 +20,7 @@ from potstill.recipes.kd import kd
 from potstill.recipes.minillm import minillm
 from potstill.recipes.on_policy import on_policy
 from potstill.recipes.penalised_policy_gradient import penalised_policy_gradient
+from potstill.recipes.pipeline import pipeline
 from potstill.recipes.seqkd import seqkd
 from potstill.recipes.sft import sft
 from potstill.recipes.skd import skd
@@ -43,6 +44,7 @@ METHODS: dict[str, Callable[..., Recipe]] = {
     "teacher_assistant": teacher_assistant,
     "feature_kd": feature_kd,
     "dgkd": dgkd,
+    "pipeline": pipeline,
     "abkd": abkd,
     "akl": akl,
     "f_distill": f_distill,

@@ -21,18 +21,20 @@ Ours too is that the others' shares are not raised for one that is left out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from potstill.recipe import AnyTeacher, DatasetSource, Recipe, Stage, StageTeacher, Stream, Teacher
-from potstill.recipes.teacher_assistant import HALF, LEARNER, RESULT, Direct, Learner, direct_routes, names_of, stage_of
+from potstill.recipes.common import Learner, stage_of
+from potstill.recipes.teacher_assistant import HALF, LEARNER, RESULT, Direct, direct_routes, names_of
 
 
 def dgkd(
     *,
     stage_method: str = "kd",
+    stage_settings: Mapping[str, Any] = {},
     teacher: str = Teacher().model,
     assistants: Annotated[tuple[Learner, ...], Field(min_length=1)] = (HALF,),
     learner: Learner = LEARNER,
@@ -44,6 +46,7 @@ def dgkd(
 
     Args:
         stage_method: of every stage: a built-in one whose text is the data's, kd for instance.
+        stage_settings: parameters and settings of that method.
         teacher: of every stage; of the first the only one.
         assistants: from the largest to the smallest, each a number of layers of the model above it, or any student.
         learner: the student that is wanted, likewise.
@@ -51,7 +54,7 @@ def dgkd(
         direct: what the whole is compared with: equally many steps, equally much compute.
         gate: whether an assistant has to be better than the next student is untaught.
     """
-    stage = _stage_on_data(stage_method)
+    stage = _stage_on_data(stage_method, stage_settings)
     names = names_of(assistants)
     chain = [
         stage.model_copy(update={"name": name, "student": student, **_taught(stage, teacher, names[:at], drop, gate)})
@@ -83,7 +86,7 @@ def _asking(stream: Stream, teacher: str | None, num_teachers: int, drop: float)
     return stream.model_copy(update={"name": name, "teacher": teacher, "drop": drop, "terms": terms})
 
 
-def _stage_on_data(method: str) -> Stage:
+def _stage_on_data(method: str, settings: Mapping[str, Any]) -> Stage:
     """The stage of a built-in method that compares with its teacher on the data's text, and on nothing else: on text
     that a model writes, each teacher's stream would write its own.
 
@@ -103,4 +106,4 @@ def _stage_on_data(method: str) -> Stage:
             f"stage_method is {method}, and several teachers are asked about the same text, the data's. "
             f"It is one of {', '.join(known)}"
         )
-    return stage_of(method)
+    return stage_of(method, settings)

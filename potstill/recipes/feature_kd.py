@@ -22,7 +22,8 @@ ours, and not tuned. ``text=same`` compares on the method's own sequences, which
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from potstill.recipe import (
     AnySource,
@@ -41,12 +42,13 @@ from potstill.recipe import (
     TeacherPolicy,
     Term,
 )
-from potstill.recipes.teacher_assistant import stage_of
+from potstill.recipes.common import stage_of
 
 
 def feature_kd(
     *,
     stage_method: str = "kd",
+    stage_settings: Mapping[str, Any] = {},
     feature: Feature = HiddenCosine(),
     feature_weight: Positive = 1.0,
     text: Literal["same", "data", "teacher", "student"] = "same",
@@ -56,12 +58,13 @@ def feature_kd(
 
     Args:
         stage_method: what is done beside it: a built-in one of one stage, with a teacher.
+        stage_settings: parameters and settings of that method, such as ``{ce_weight: 0.5}``.
         feature: which objective, and which layers and channels meet.
         feature_weight: what it is multiplied by.
         text: the sequences on which it is compared: those of the method, the data's, or what teacher or student write.
         max_new_tokens: of what they write.
     """
-    stage, term = stage_of(stage_method), Term(objective=feature, coefficient=feature_weight)
+    stage, term = stage_of(stage_method, stage_settings), Term(objective=feature, coefficient=feature_weight)
     streams = _beside(stage, term, max_new_tokens, text) if text != "same" else _within(stage, term)
     whole = stage.model_copy(update={"streams": streams, "method": None})
     return Recipe(method="feature_kd", baseline="equal_time_sft", stages=(whole,))

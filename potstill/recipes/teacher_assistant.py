@@ -21,39 +21,26 @@ Defaults: the teacher's layers halved, and the student of ``kd``. Everything els
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from potstill.recipe import (
-    Budget,
-    PrunedStudent,
-    Recipe,
-    Stage,
-    StageTeacher,
-    Student,
-    Teacher,
-)
-from potstill.recipe.models import student_of
+from potstill.recipe import Budget, PrunedStudent, Recipe, Stage, StageTeacher, Student, Teacher
+from potstill.recipes.common import Learner, stage_of
 
 RESULT = "student"
 LEARNER = PrunedStudent(keep_layers=10)  # as kd
 HALF = PrunedStudent(keep_layers=15)  # of the embedded model's 30 layers
 
 
-def _learner(value: Any) -> Any:
-    """A number is short for that many layers of its teacher."""
-    return {"kind": "pruned", "keep_layers": value} if isinstance(value, int) else student_of(value)
-
-
-Learner = Annotated[Student, BeforeValidator(_learner)]
 Direct = Literal["none", "steps", "compute", "both"]
 
 
 def teacher_assistant(
     *,
     stage_method: str = "kd",
+    stage_settings: Mapping[str, Any] = {},
     teacher: str = Teacher().model,
     assistants: Annotated[tuple[Learner, ...], Field(min_length=1)] = (HALF,),
     learner: Learner = LEARNER,
@@ -64,13 +51,14 @@ def teacher_assistant(
 
     Args:
         stage_method: of every stage: a built-in one of one stage, with a teacher.
+        stage_settings: parameters and settings of that method, such as ``{ce_weight: 0.5}``.
         teacher: of the first stage.
         assistants: from the largest to the smallest, each a number of layers of its teacher, or any student.
         learner: the student that is wanted, likewise.
         direct: what the chain is compared with: equally many steps, equally much compute.
         gate: whether an assistant has to be better than the next student is untaught.
     """
-    stage = stage_of(stage_method)
+    stage = stage_of(stage_method, stage_settings)
     names = names_of(assistants)
     chain = [
         stage.model_copy(
@@ -102,16 +90,3 @@ def direct_routes(stage: Stage, chain: Sequence[str], teacher: str, learner: Stu
     wanted = {"none": (), "steps": ("direct",), "compute": ("direct_longer",), "both": tuple(routes)}[direct]
     alone = {"teacher": Teacher(model=teacher), "student": learner, "gate": False}
     return [stage.model_copy(update={"name": name, **alone, **routes[name]}) for name in wanted]
-
-
-def stage_of(method: str) -> Stage:
-    """The stage of a built-in method. Raises: ValueError for one that has no single stage with a teacher."""
-    from potstill.recipes import METHODS  # of which this is one
-
-    others = ("sft", "step_by_step", "anli_minillm", "teacher_assistant", "dgkd")
-    known = [name for name in METHODS if name not in others]
-    if method not in known:
-        raise ValueError(
-            f"stage_method is {method}, which has no teacher in one stage. It is one of {', '.join(known)}"
-        )
-    return METHODS[method]().stage.model_copy(update={"method": method})

@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from potstill.reporting import plots, routes, settings, stages, tables
+from potstill.reporting import plots, routes, settings, stages, standings, tables
 from potstill.reporting.comparison.notes import how_often_seen
 from potstill.reporting.facts import Block, blocks
 from potstill.reporting.panel import panel
@@ -43,6 +43,7 @@ def _of_stages(run: Run) -> str:
         verdict=[*tables.verdict(run.result), *routes.beside(run)],
         result=run.result.path.name,
         lines=stages.stage_lines(run),
+        standings=standings.standings(run),
         written=[line.name for line in stages.stage_lines(run) if (run.path / line.folder / "report.html").exists()],
         recipe=settings.recipe_text(run),
     )  # fmt: skip

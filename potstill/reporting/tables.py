@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from potstill.run import Run
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["MODEL_NAMES", "Cell", "Column", "cell", "column", "columns", "rich_table", "rows", "verdict"]
+__all__ = ["MODEL_NAMES", "Cell", "Column", "cell", "column", "columns", "columns_of", "rich_table", "rows", "verdict"]
 
 MODEL_NAMES = {
     "teacher": "teacher",
@@ -71,7 +71,11 @@ def column(key: str) -> Column | None:
 
 def columns(run: Run) -> tuple[Column, ...]:
     """The columns of a run's table: those that every table has, and those of which there is a figure."""
-    measured = run.evaluations().values()
+    return columns_of(run.evaluations().values())
+
+
+def columns_of(measured: Collection[dict[str, Any]]) -> tuple[Column, ...]:
+    """The same of models by their figures."""
     return tuple(one for one in _COLUMNS if one.always or any(number(row.get(one.key)) is not None for row in measured))
 
 

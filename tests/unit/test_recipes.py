@@ -121,14 +121,24 @@ OTHER: dict[str, Other] = {
     },
     "taid": {"start": (0.2, {}), "end": (0.9, {}), "rate": (0.1, {}), "momentum": (0.5, {})},
     "feature_kd": {
+        "stage_settings": ({"ce_weight": 0.5}, {}),
         "stage_method": ("gkd", {}),
         "feature": ("hidden_correlation", {}),
         "feature_weight": (0.5, {}),
         "text": ("teacher", {}),
         "max_new_tokens": (9, {"text": "student"}),
     },
+    "pipeline": {
+        "teacher": ("gpt2-xl", {}),
+        "learner": (8, {}),
+        "assistants": ([20], {}),
+        "stage_method": ("gkd", {}),
+        "stage_settings": ({"ce_weight": 0.5}, {}),
+        "fine_tune": ("teacher", {}),
+    },
     "teacher_assistant": {
         "stage_method": ("gkd", {}),
+        "stage_settings": ({"ce_weight": 0.5}, {}),
         "teacher": ("gpt2-xl", {}),
         "assistants": ([20, 15], {}),
         "learner": (8, {}),
@@ -136,6 +146,7 @@ OTHER: dict[str, Other] = {
         "gate": (False, {}),
     },
     "dgkd": {
+        "stage_settings": ({"ce_weight": 0.5}, {}),
         "stage_method": ("akl", {}),
         "teacher": ("gpt2-xl", {}),
         "assistants": ([20, 15], {}),
@@ -163,6 +174,7 @@ OTHER: dict[str, Other] = {
         "max_new_tokens": (9, {}),
     },
 }
+OF_STAGES = {"teacher_assistant", "dgkd", "pipeline"}
 EVERY = [(method, parameter) for method, others in OTHER.items() for parameter in others]
 
 
@@ -581,7 +593,7 @@ def test_on_policys_settings_are_its_own() -> None:
 
 @pytest.mark.parametrize(
     "method",
-    sorted(METHODS.keys() - {"sft", "kd", "step_by_step", "anli_minillm", "teacher_assistant", "dgkd", "feature_kd"}),
+    sorted(METHODS.keys() - {"sft", "kd", "step_by_step", "anli_minillm", "feature_kd"} - OF_STAGES),
 )
 def test_methods_that_are_to_be_compared_train_as_long_and_as_fast(method: str) -> None:
     stage = load(method).stage
