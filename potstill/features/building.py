@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from potstill import recipe
+from potstill.data.order import seed_of
 from potstill.errors import ConfigError
 from potstill.features.layers import Pairs, layer_pairs
 from potstill.features.matching import AsTheyAre, Match, Pair, drawn_channels, shared_heads
@@ -84,7 +85,10 @@ def _maps(spec: recipe.StateSection, between: Between, pairs: Sequence[Pair]) ->
         case recipe.KeptChannels():
             return [_kept(spec, between, theirs) for _, theirs in widths]
         case recipe.RandomChannels(seed=seed):
-            drawn = [drawn_channels(seed + at, ours, theirs) for at, (ours, theirs) in enumerate(widths)]
+            drawn = [
+                drawn_channels(seed_of(between.seed, "channels", seed, at), ours, theirs)
+                for at, (ours, theirs) in enumerate(widths)
+            ]
         case recipe.SelectedChannels():
             layers = [pair.teacher.layer for pair in pairs]
             chosen = between.choose(channels, layers, spec.place, widths[0][0])

@@ -78,7 +78,7 @@ class RandomChannels(Section):
     """As many of the teacher's, drawn: what a selection has to be better than."""
 
     name: Literal["random"] = "random"
-    seed: Index = 0
+    seed: Index = 0  # of the draw, beside the recipe's own
 
 
 class KeptChannels(Section):
