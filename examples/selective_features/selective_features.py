@@ -60,7 +60,7 @@ def make_teacher(out: Path) -> None:
         stories = HERE.parent / "teacher_assistant" / "stories.py"
         subprocess.run([sys.executable, stories, out / "stories"], check=True)
     if not (out / "models").is_dir():
-        made = [sys.executable, HERE / "two_widths.py", out / "models", out / "stories" / "train.jsonl"]
+        made = [sys.executable, str(HERE / "two_widths.py"), str(out / "models"), str(out / "stories" / "train.jsonl")]
         subprocess.run(made, check=True)
     if (out / "runs" / "teacher" / "student").is_dir():
         return

@@ -151,3 +151,18 @@ def test_two_processes_equal_one(workspace: Path, potstill: Command, text: str) 
         key = "data/hidden_cosine" if text == "same" else "inside/hidden_cosine"
         found[name] = losses(run), load_file(run / "checkpoints/step-000008" / WEIGHTS), maps[key]
     torch.testing.assert_close(found["two"], found["one"], rtol=0, atol=1e-9)
+
+
+@pytest.mark.usefixtures("workspace")
+def test_a_dry_run_tries_what_is_inside_and_refuses_layers_that_are_not_there() -> None:
+    pairs = {"name": "pairs", "pairs": [[0, 0], [2, 3]]}
+    for feature in (
+        {"name": "hidden_cosine", "layers": pairs, "channels": "selected"},
+        {"name": "hidden_mse", "layers": "last", "channels": "kept"},
+        {"name": "relation_divergence", "heads": 2},
+    ):
+        (tried,) = api.dry_run("feature_kd", **(SMALL | NARROW | {"feature": feature}))
+        assert [name for name in tried.terms if feature["name"] in name]
+    missing = {"name": "hidden_mse", "layers": {"name": "pairs", "pairs": [[0, 4]]}}
+    with pytest.raises(ConfigError, match="names layer 4 of the teacher, which has 4"):
+        api.dry_run("feature_kd", **(SMALL | NARROW | {"feature": missing}))

@@ -15,7 +15,7 @@ from potstill.checks.dry.models import named_models
 from potstill.checks.dry.sizes import count, memory, pairs
 from potstill.models import architectures
 from potstill.models.architectures import built, known_config
-from potstill.recipe import Recipe, RolloutSource, Stage
+from potstill.recipe import HiddenCorrelation, LastLayers, Recipe, RolloutSource, SelectedChannels, Stage
 from potstill.recipes import METHODS
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -31,6 +31,7 @@ LLAMA = {"7b": 6_738_415_616, "13b": 13_015_864_320}
 MODELS: dict[str, tuple[list[int], list[int]]] = {
     "gpt2_direct": ([GPT2["1.5b"], *[GPT2["120m"]] * 2], [GPT2["1.5b"]]),
     "gpt2_control": ([GPT2["1.5b"], *[GPT2["120m"]] * 2], [GPT2["1.5b"]]),
+    "gpt2_selected": ([GPT2["1.5b"], *[GPT2["120m"]] * 2], [GPT2["1.5b"]]),
     "gpt2_340m": ([GPT2["1.5b"], *[GPT2["340m"]] * 2, *[GPT2["120m"]] * 2], [GPT2["1.5b"], GPT2["340m"]]),
     "gpt2_760m": ([GPT2["1.5b"], *[GPT2["760m"]] * 2, *[GPT2["120m"]] * 2], [GPT2["1.5b"], GPT2["760m"]]),
     "gpt2_760m_340m": (
@@ -86,8 +87,8 @@ def stages_of(recipe: Recipe, method: str) -> list[Stage]:
 def test_the_settings_are_those_of_the_originals(file: Path) -> None:
     recipe = loaded(file)
     assert recipe.seed == 10
-    for stage in stages_of(recipe, "minillm"):
-        small = file.stem == "gpt2_control"
+    for stage in stages_of(recipe, "minillm") + stages_of(recipe, "feature_kd"):
+        small = file.stem in ("gpt2_control", "gpt2_selected")
         source = stage.streams[0].source
         assert isinstance(source, RolloutSource)
         assert (stage.batch.size, source.batches_per_rollout) == ((4, 64) if small else (64, 4))
@@ -102,6 +103,15 @@ def test_the_settings_are_those_of_the_originals(file: Path) -> None:
         assert (advantages.discount, advantages.reward_scale, advantages.reward_clip) == (0.95, 2.0, 100.0)
         assert [term.coefficient for term in stage.streams[1].terms] == [0.5, 0.5]
         assert not stage.dropout
+    for stage in stages_of(recipe, "feature_kd"):
+        stream = stage.streams[2]
+        (term,) = stream.terms
+        feature = term.objective
+        assert isinstance(feature, HiddenCorrelation)
+        assert (feature.place, feature.layers, feature.off_diagonal_weight) == ("residual", LastLayers(count=3), 0.005)
+        assert (feature.channels, term.coefficient) == (SelectedChannels(measure="grad_activation"), 0.05)
+        assert isinstance(stream.source, RolloutSource)
+        assert (stream.source.policy.name, stream.source.max_new_tokens) == ("teacher", 256)
     for stage in stages_of(recipe, "sft"):
         assert stage.optimizer.learning_rate == RATES[stage.student.model or ""]
         assert (stage.batch.size, stage.optimizer.weight_decay, stage.optimizer.schedule) == (32, 0.01, "cosine")
@@ -138,12 +148,14 @@ def check(file: Path, **settings: Any) -> None:
     for stage in tried:
         rollouts = {"rollouts/policy_gradient", "rollouts/reverse_kl_nats"}
         text = {"plain_text/cross_entropy_nats", "plain_text/forward_kl_nats"}
-        assert stage.terms.keys() == (rollouts | text if stage.method == "minillm" else {"data/cross_entropy_nats"})
+        inside = {"inside/hidden_correlation"} if stage.method == "feature_kd" else set()
+        distils = stage.method in ("minillm", "feature_kd")
+        assert stage.terms.keys() == (rollouts | text | inside if distils else {"data/cross_entropy_nats"})
         assert all(math.isfinite(value) for value in (stage.loss, *stage.terms.values()))
 
 
 # Of each family one that is short; the others are longer chains of the same stages.
-QUICK = ("gpt2_control", "opt", "llama")
+QUICK = ("gpt2_selected", "opt", "llama")
 STEPPED = [pytest.param(file, marks=[] if file.stem in QUICK else [pytest.mark.slow], id=file.stem) for file in FILES]
 
 

@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import torch
+
 from potstill import recipe as schema
 from potstill.checks.dry.models import LAYERS, Key, layers_of_stacks
 from potstill.checks.dry.sizes import Pair
+from potstill.features.layers import layer_pairs
 from potstill.models.layout import DECODER, ENCODER
 from potstill.recipe import Data, DatasetSource
 
@@ -36,7 +39,7 @@ def shrunken(
         less = {
             **_models(pair, {key: str(place) for key, place in places.items()}),
             "data": rows(stage),
-            "streams": tuple(_stream(stage, stream, text) for stream in stage.streams),
+            "streams": tuple(_stream(pair, stream, text) for stream in stage.streams),
             "batch": schema.Batching(size=min(BATCH, stage.batch.size), micro_size=_micro(stage.batch)),
             "budget": schema.Budget(steps=1),
             "gate": False,  # random weights are no better than others
@@ -107,8 +110,9 @@ def _few(setting: int | tuple[int, ...], of: int, kept: int, again: bool) -> int
     return few if isinstance(setting, int) else tuple(range(few))
 
 
-def _stream(stage: schema.Stage, stream: schema.Stream, text: Text) -> schema.Stream:
+def _stream(pair: Pair, stream: schema.Stream, text: Text) -> schema.Stream:
     source: Any = stream.source
+    stage = pair.stage
     match source:
         case DatasetSource():
             source = text(stage, source)
@@ -116,7 +120,23 @@ def _stream(stage: schema.Stage, stream: schema.Stream, text: Text) -> schema.St
             source = _rollout(source)
         case _:
             source = source.model_copy(update={"rollout": _rollout(source.rollout)})
-    return stream.model_copy(update={"source": source})
+    return stream.model_copy(update={"source": source, "terms": tuple(_term(pair, stream, t) for t in stream.terms)})
+
+
+def _term(pair: Pair, stream: schema.Stream, term: schema.Term) -> schema.Term:
+    """A term that looks inside is tried at the last layers. Raises: ConfigError for layers that are not there."""
+    spec = term.objective
+    if not isinstance(spec, schema.FeatureSection):
+        return term
+    teacher = pair.model("teacher" if stream.teacher is None else f"teacher {stream.teacher}")
+    ours, theirs = (layers_of_stacks(model)[DECODER] for model in (pair.student, teacher))
+    layer_pairs(spec.layers, ours, theirs, lambda: torch.ones(theirs))
+    less: dict[str, Any] = {"layers": schema.LastLayers(count=1)}
+    if isinstance(spec, schema.StateSection) and isinstance(spec.channels, schema.SelectedChannels):
+        less["channels"] = spec.channels.model_copy(update={"file": None, "rows": MEASURED})  # the file is of the whole
+    if isinstance(spec, schema.RelationDivergence):
+        less["heads"] = None
+    return term.model_copy(update={"objective": spec.model_copy(update=less)})
 
 
 def _rollout(rollout: schema.RolloutSource) -> schema.RolloutSource:
