@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from potstill.models.fingerprint import fingerprint_of
 from potstill.models.layout import DECODER
 from potstill.sources.dataset import batches
 from potstill.training.runtime import Runtime
+from potstill.training.terms import LiveTerm
+from potstill.types import Tap
 
 BATCH = 8  # rows that are measured at once
 
@@ -88,6 +90,22 @@ class Looking:
 
         file = self.folder / "channels" / f"{key.replace('/', '-')}.json"
         return kept_or_made(file, wanted.settings(fingerprint, rows_sha256(rows)), make)
+
+
+def terms_of(spec: schema.Stream, looking: Callable[[], Looking]) -> tuple[LiveTerm, ...]:
+    """The terms of a stream; ``looking`` makes what those need that look inside. Raises: as ``Looking.match``."""
+
+    def match(term: schema.Term) -> Match | None:
+        if not isinstance(term.objective, schema.FeatureSection):
+            return None
+        return looking().match(f"{spec.name}/{term.label}", term.objective)
+
+    return tuple(LiveTerm(spec.name, term, match(term)) for term in spec.terms)
+
+
+def places_of(terms: Sequence[LiveTerm]) -> tuple[Tap, ...]:
+    """Where the teacher is looked into."""
+    return tuple({tap: None for term in terms if term.match for tap in term.match.teacher_taps})
 
 
 def _check_fits(found: Selection, wanted: Wanted, file: str) -> None:

@@ -18,8 +18,7 @@ from potstill.data.order import indices, seed_of
 from potstill.data.plain_text import PlainText, StreamedText, plain_text
 from potstill.data.prepare import Prepared
 from potstill.errors import ConfigError
-from potstill.features.matching import Match
-from potstill.inside import Looking
+from potstill.inside import Looking, places_of, terms_of
 from potstill.models.families import Family
 from potstill.sampling.distributions import Decoding
 from potstill.sampling.policies import Mixed, Policy, Single, Speculative
@@ -37,7 +36,6 @@ from potstill.teachers.local import LocalTeacher, LookedInto, OncePerBatch, Sign
 from potstill.teachers.sparse import SparseTeacher
 from potstill.training.runtime import Runtime
 from potstill.training.step import LiveStream
-from potstill.training.terms import LiveTerm
 from potstill.types import Tap
 
 
@@ -133,17 +131,14 @@ def asked(
 
 def _stream(parts: Parts, spec: schema.Stream) -> LiveStream:
     parts = replace(parts, asks=spec.teacher)
-    terms = tuple(LiveTerm(spec.name, term, _match(parts, spec.name, term)) for term in spec.terms)
-    places = tuple({tap: None for term in terms if term.match for tap in term.match.teacher_taps})
-    teacher, judge = asked(spec, parts.teaching, parts.student, parts.seed, parts.runtime.sum, places)
+    terms = terms_of(spec, lambda: _looking(parts))
+    teacher, judge = asked(spec, parts.teaching, parts.student, parts.seed, parts.runtime.sum, places_of(terms))
     return LiveStream(spec, _source(parts, spec, judge), teacher, terms)
 
 
-def _match(parts: Parts, stream: str, term: schema.Term) -> Match | None:
-    """The layers and channels that meet, of a term that looks inside the models."""
-    if not isinstance(term.objective, schema.FeatureSection):
-        return None
-    looking = Looking(
+def _looking(parts: Parts) -> Looking:
+    """What the terms of a stream need that look inside its models."""
+    return Looking(
         student=parts.student,
         teacher=parts.teacher.family,
         teacher_name=model_of(parts.stage, parts.stage.all_teachers[parts.asks])[0],
@@ -154,7 +149,6 @@ def _match(parts: Parts, stream: str, term: schema.Term) -> Match | None:
         folder=parts.folder,
         seed=parts.seed,
     )
-    return looking.match(f"{stream}/{term.label}", term.objective)
 
 
 # --- Sources ----------------------------------------------------------------------------------------------------------

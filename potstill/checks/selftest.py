@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 import torch
@@ -22,8 +24,8 @@ from potstill.data.examples import Tokenised
 from potstill.data.prepare import prepare
 from potstill.errors import ConfigError
 from potstill.evaluation.evaluator import mass_outside
+from potstill.inside import Looking, places_of, terms_of
 from potstill.objectives import sparse
-from potstill.objectives.chunked import evaluate_terms
 from potstill.sources.dataset import DatasetSource
 from potstill.sources.rollout import Judge
 from potstill.stages import beforehand
@@ -31,7 +33,7 @@ from potstill.streams import asked
 from potstill.training import runtime as runtimes
 from potstill.training.runtime import Runtime
 from potstill.training.step import LiveStream, anchor, bound, denominators, weighed
-from potstill.training.terms import LiveTerm
+from potstill.training.values import evaluate, run_student
 from potstill.types import Batch, TeacherLogits
 
 MAX_PROMPT = 24  # tokens: enough to disagree about, few enough for a minute
@@ -126,11 +128,24 @@ def _pair(recipe: schema.Recipe, allow_remote_code: bool) -> Pair:
         for row, length in zip(data.train, RESPONSES, strict=False)
     ]
     streams, judges = [], []
-    for spec in stage.streams:
-        teacher, judge = asked(spec, teaching, student.family, recipe.seed)
-        source = DatasetSource(rows, seed=recipe.seed, pad_id=tokenizer.eos_token_id)
-        streams.append(LiveStream(spec, source, teacher, tuple(LiveTerm(spec.name, term) for term in spec.terms)))
-        judges.append(judge)
+    with TemporaryDirectory() as folder:
+        for spec in stage.streams:
+            looking = Looking(
+                student=student.family,
+                teacher=teaching.named(spec.teacher).family,
+                teacher_name=assembly.model_of(stage, stage.asked_by(spec))[0],
+                rows=rows,
+                kept=(student.made.get("kept_widths") or {}).get("hidden"),
+                tokenizer=tokenizer,
+                runtime=runtime,
+                folder=Path(folder),
+                seed=recipe.seed,
+            )
+            terms = terms_of(spec, lambda looking=looking: looking)  # type: ignore[misc]
+            teacher, judge = asked(spec, teaching, student.family, recipe.seed, places=places_of(terms))
+            source = DatasetSource(rows, seed=recipe.seed, pad_id=tokenizer.eos_token_id)
+            streams.append(LiveStream(spec, source, teacher, terms))
+            judges.append(judge)
     return Pair(runtime, teaching, student, streams, judges, rows, tokenizer.eos_token_id)
 
 
@@ -189,6 +204,7 @@ def _other_arrangements(pair: Pair) -> Iterator[Check]:
     whole = collate(pair.rows, pair.pad_id)
     half = len(pair.rows) // 2 or 1
     alone = [collate([row], pair.pad_id) for row in pair.rows]
+    whole_only = any(isinstance(t.spec.objective, schema.HiddenCorrelation) for s in pair.streams for t in s.terms)
     halves = [collate(part, pair.pad_id) for part in (pair.rows[:half], pair.rows[half:]) if part]
     loss, gradient = _loss_and_gradient(pair, [whole])
     arrangements: dict[str, tuple[list[Batch], int | None]] = {
@@ -199,6 +215,8 @@ def _other_arrangements(pair: Pair) -> Iterator[Check]:
         "7 positions in a chunk": ([whole], 7),
     }
     for what, (batches, chunk_size) in arrangements.items():
+        if whole_only and len(batches) > 1:
+            continue  # by its definition a correlation is of the micro-batch
         other_loss, other = _loss_and_gradient(pair, batches, chunk_size)
         off = sum((other[name] - gradient[name]).square().sum().item() for name in gradient) ** 0.5
         size = sum(part.square().sum().item() for part in gradient.values()) ** 0.5
@@ -223,7 +241,9 @@ def _loss_and_gradient(
     for micro in micro_batches:
         with pair.runtime.autocast():
             terms = bound(micro, divide_by, pair.runtime, progress=0.5)
-            total, _ = evaluate_terms(family.output(micro.batch), micro.ask(), micro.batch, terms, chunk_size)
+            output, inside = run_student(family, family, micro.batch, micro.stream.places)
+            matches = [term.match for term in micro.stream.terms]
+            total, _ = evaluate(output, inside, micro.ask(), micro.batch, terms, matches, chunk_size)
             total.backward()
         loss += total.item()
     return loss, {name: p.grad.clone() for name, p in family.named_parameters() if p.grad is not None}

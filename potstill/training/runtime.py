@@ -56,11 +56,12 @@ class Runtime:
 
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Average the gradients of parameters that are behind no wrapper; one without a gradient has 0."""
-        for parameter in parameters if self.world_size > 1 else ():
+        for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            dist.all_reduce(parameter.grad)
-            parameter.grad /= self.world_size
+            if self.world_size > 1:
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= self.world_size
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Each value summed over all processes."""

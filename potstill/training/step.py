@@ -124,7 +124,7 @@ def train_step(
     result = _reduce(micro_batches, values, runtime, progress)
     if not all(math.isfinite(value) for value in result.values.values()):
         raise _blame(student, micro_batches, divide_by, runtime, progress)
-    maps = parameters_of([match for stream in streams for match in stream.matches])
+    maps = parameters_of([match for stream in streams if stream.spec.name not in dropped for match in stream.matches])
     runtime.average_gradients(maps)
     result = replace(result, grad_norm=_clip(student, maps, max_grad_norm))
     optimizer.step()

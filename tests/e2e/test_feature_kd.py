@@ -13,7 +13,9 @@ from transformers import AutoModelForCausalLM
 
 import potstill
 from potstill import api
+from potstill.checks.selftest import selftest
 from potstill.errors import ConfigError
+from potstill.recipes import METHODS
 from potstill.run import Run
 from potstill.training import checkpoint
 from tests.e2e.conftest import SMALL, Command, as_arguments
@@ -166,3 +168,34 @@ def test_a_dry_run_tries_what_is_inside_and_refuses_layers_that_are_not_there() 
     missing = {"name": "hidden_mse", "layers": {"name": "pairs", "pairs": [[0, 4]]}}
     with pytest.raises(ConfigError, match="names layer 4 of the teacher, which has 4"):
         api.dry_run("feature_kd", **(SMALL | NARROW | {"feature": missing}))
+
+
+@pytest.mark.usefixtures("workspace")
+@pytest.mark.parametrize("feature", ["hidden_cosine", {"name": "hidden_correlation", "channels": "selected"}])
+def test_the_selftest_knows_what_is_inside(feature: Any) -> None:
+    checks = list(selftest("feature_kd", SMALL | NARROW | {"feature": feature}, METHODS, False))
+    assert all(check.passed for check in checks)
+    split = [check for check in checks if "one row in a micro-batch" in check.what]
+    assert bool(split) == (feature == "hidden_cosine")
+
+
+@pytest.mark.usefixtures("workspace")
+@pytest.mark.parametrize("place", ["residual", "mlp"])
+def test_layers_computed_again_show_the_same(place: str) -> None:
+    feature = {"name": "hidden_cosine", "place": place}
+    plain, again = (
+        train(run=name, feature=feature, gradient_checkpointing=wanted)
+        for name, wanted in (("plain", False), ("again", True))
+    )
+    assert values(plain, "train/data/hidden_cosine") == values(again, "train/data/hidden_cosine")
+    assert (plain.path / WEIGHTS).read_bytes() == (again.path / WEIGHTS).read_bytes()
+
+
+@pytest.mark.usefixtures("workspace")
+def test_an_adapted_student_is_looked_into() -> None:
+    pytest.importorskip("peft")
+    whole = {"student": "teacher", "student.adapter": {"rank": 2}, "feature.channels": "all", "feature.place": "mlp"}
+    small = {key: value for key, value in SMALL.items() if not key.startswith("student.")}
+    run = potstill.train("feature_kd", **(small | whole | {"run": "lora", "optimizer.learning_rate": 1e-2}))
+    found = values(run, "train/data/hidden_cosine")
+    assert found[0] == pytest.approx(0, abs=1e-6)
