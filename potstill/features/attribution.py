@@ -21,11 +21,13 @@ from torch import Tensor
 
 from potstill.data.order import seed_of
 from potstill.errors import ConfigError, DataError, NumericsError
-from potstill.features.activations import Place, differentiable, frozen, scored, watching, width_at
+from potstill.features.activations import differentiable, frozen, scored
+from potstill.models import taps
 from potstill.models.families import Family, evaluating
 from potstill.models.layout import layers_of
 from potstill.models.places import to_head
-from potstill.types import Batch, Head
+from potstill.recipe import Place
+from potstill.types import Batch, Head, Tap
 
 Attribution: TypeAlias = Literal["grad_activation", "integrated_gradients", "mean_activation", "logit_lens"]
 Measure: TypeAlias = Literal["grad_activation", "integrated_gradients", "mean_activation", "logit_lens", "random"]
@@ -74,7 +76,7 @@ def channel_scores(
     total, tokens = torch.zeros(0, dtype=torch.float64), 0
     for batch in batches:
         if measure == "random":
-            return random_scores(layers, width_at(family, batch, layers, place), seed)
+            return random_scores(layers, taps.width(family, Tap(layers[0], place)), seed)
         sums = batch_sums(family, batch, layers, place=place, measure=measure, steps=steps)
         total, tokens = sums if not tokens else total + sums, tokens + batch.num_response_tokens
     if not tokens:
@@ -155,18 +157,20 @@ def check(family: Family, layers: Sequence[int], place: str, measure: str, steps
 @torch.no_grad()
 def _activations(family: Family, batch: Batch, layers: Sequence[int], place: Place) -> Signed:
     at = family.predicting(batch)
-    with watching(family, layers, place) as seen:
+    with taps.tapping(family, _taps(layers, place)) as seen:
         family(batch)
-    return [scored(activation, at) for activation in seen]
+    return [scored(activation, at) for activation in seen.values()]
 
 
 def _gradient_times_activation(family: Family, batch: Batch, layers: Sequence[int], place: Place) -> Signed:
     at = family.predicting(batch)
     with frozen(family):
-        with watching(family, layers, place, differentiable) as seen:
+        with taps.tapping(family, _taps(layers, place), differentiable) as seen:
             states = family(batch)[batch.response_mask]
-        gradients = torch.autograd.grad(states, seen, _pull(states, family.head, _targets(batch), log_probability))
-    return [_product(*(scored(one, at) for one in both)) for both in zip(seen, gradients, strict=True)]
+        activations = tuple(seen.values())
+        pulled = _pull(states, family.head, _targets(batch), log_probability)
+        gradients = torch.autograd.grad(states, activations, pulled)
+    return [_product(*(scored(one, at) for one in both)) for both in zip(activations, gradients, strict=True)]
 
 
 def _integrated_gradients(family: Family, batch: Batch, layers: Sequence[int], place: Place, steps: int) -> Signed:
@@ -178,10 +182,11 @@ def _integrated_gradients(family: Family, batch: Batch, layers: Sequence[int], p
             middle = (step + 0.5) / steps
             scale, length = middle**power, power * middle ** (power - 1) / steps
             with frozen(family):
-                with watching(family, [layer], place, partial(_scaled, at=at, scale=scale)) as seen:
+                scaled = partial(_scaled, at=at, scale=scale)
+                with taps.tapping(family, _taps([layer], place), scaled) as seen:
                     states = family(batch)[batch.response_mask]
                 pulled = _pull(states, family.head, _targets(batch), log_probability)
-                (gradient,) = torch.autograd.grad(states, seen, pulled)
+                (gradient,) = torch.autograd.grad(states, tuple(seen.values()), pulled)
             slope += scored(gradient, at).cpu().double() * length
         found.append(_product(whole, slope))
     return found
@@ -191,16 +196,20 @@ def _lens(family: Family, batch: Batch, layers: Sequence[int], place: Place) -> 
     at, found = family.predicting(batch), []
     with frozen(family):
         with (
-            watching(family, layers, place, differentiable) as seen,
-            watching(family, layers, "residual") as leaving,
+            taps.tapping(family, _taps(layers, place), differentiable) as seen,
+            taps.tapping(family, _taps(layers, "residual")) as leaving,
         ):
             family(batch)
-        for activation, residual in zip(seen, leaving, strict=True):
+        for activation, residual in zip(seen.values(), leaving.values(), strict=True):
             states = to_head(family.model, scored(residual, at))
             pulled = _pull(states, family.head, _targets(batch), logit)
             (gradient,) = torch.autograd.grad(states, activation, pulled, retain_graph=True)
             found.append(_product(scored(activation, at), scored(gradient, at)))
     return found
+
+
+def _taps(layers: Sequence[int], place: Place) -> list[Tap]:
+    return [Tap(layer, place) for layer in layers]
 
 
 def _scaled(activation: Tensor, *, at: Bool[Tensor, "batch tokens"], scale: float) -> Tensor:

@@ -11,17 +11,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from potstill.data.collate import collate
 from potstill.data.examples import Tokenised
 from potstill.environment import versions
 from potstill.errors import DataError
-from potstill.features.activations import width_at
 from potstill.features.attribution import Attribution, batch_sums, check, random_scores
 from potstill.features.selection import Model, Rows, Selection, Spread, Stability, Wanted
 from potstill.features.stability import chance_overlap, half_overlaps, overlap, select
+from potstill.models import taps
 from potstill.models.families import Family
 from potstill.sources.dataset import batches
-from potstill.types import Batch
+from potstill.types import Batch, Tap
 
 PARTS = 16  # of the sample, scored apart, so that halves can be drawn of them
 Numbered: TypeAlias = tuple[int, Batch]  # a batch and the part it is of
@@ -51,7 +50,7 @@ def choose(
     if not rows:
         raise DataError("there is no row to choose channels on", "give rows with responses")
     check(family, wanted.layers, wanted.place, wanted.measure, wanted.steps)
-    width = width_at(family, collate(rows[:1], pad_id), wanted.layers, wanted.place)
+    width = taps.width(family, Tap(wanted.layers[0], wanted.place))
     select(torch.zeros(1, width), wanted.count)  # a count that cannot be had is refused before anything is measured
     tokens = sum(len(row.response_ids) for row in rows)
     if wanted.measure == "random":

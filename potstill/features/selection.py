@@ -14,9 +14,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from potstill.errors import ConfigError, DataError
-from potstill.features.activations import Place
 from potstill.features.attribution import STEPS, Measure
 from potstill.features.stability import select
+from potstill.recipe import Place
 from potstill.run import write_text
 
 __all__ = ["Selection", "cached", "kept_or_made", "load", "save", "select"]

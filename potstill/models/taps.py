@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
@@ -15,21 +15,29 @@ from potstill.models.places import mlp_out_of, relations_of
 from potstill.types import Batch, Inside, Tap
 
 RELATIONS = ("queries", "keys", "values")
+Change: TypeAlias = Callable[[Tensor], Tensor]
+
+
+def as_it_is(states: Tensor) -> Tensor:
+    return states
 
 
 @contextmanager
-def tapping(family: Family, taps: Sequence[Tap]) -> Iterator[dict[Tap, Tensor]]:
+def tapping(family: Family, taps: Sequence[Tap], change: Change = as_it_is) -> Iterator[dict[Tap, Tensor]]:
     """While it is open, a forward of the family leaves in the dictionary what was at each place, as the model has it.
 
     Gradient flows through what is left there, where the forward has any. ``read`` brings it to the response.
 
+    Args:
+        taps: the places. They come in the order in which the model goes through them.
+        change: what the model goes on with, and what is left, in the place of what it had; of residual and mlp.
     Raises: ModelError for a layer that is not there, or whose inside is not known.
     """
     seen: dict[Tap, Tensor] = {}
     hooks = []
     try:
         for tap in taps:
-            hooks.append(_hook(family, tap, seen))
+            hooks.append(_hook(family, tap, seen, change))
         yield seen
     finally:
         for hook in hooks:
@@ -54,18 +62,22 @@ def width(family: Family, tap: Tap) -> int:
     return _outputs(made_by[RELATIONS.index(tap.place)])
 
 
-def _hook(family: Family, tap: Tap, seen: dict[Tap, Tensor]) -> Any:
-    def leaving(_module: nn.Module, _args: Any, output: Any) -> None:
-        seen[tap] = output[0] if isinstance(output, tuple) else output
+def _hook(family: Family, tap: Tap, seen: dict[Tap, Tensor], change: Change) -> Any:
+    def take(states: Tensor) -> Tensor:
+        seen[tap] = change(states)
+        return seen[tap]
 
-    def entering(_module: nn.Module, args: Any, kwargs: Any) -> None:
-        seen[tap] = args[0] if args else next(iter(kwargs.values()))
+    def leaving(_module: nn.Module, _args: Any, output: Any) -> Any:
+        return (take(output[0]), *output[1:]) if isinstance(output, tuple) else take(output)
+
+    def entering(_module: nn.Module, args: Any) -> Any:
+        return (take(args[0]), *args[1:])
 
     layer = _layer(family, tap)
     if tap.place == "residual":
         return layer.register_forward_hook(leaving)
     if tap.place == "mlp":
-        return mlp_out_of(family.model, tap.layer).register_forward_pre_hook(entering, with_kwargs=True)
+        return mlp_out_of(family.model, tap.layer).register_forward_pre_hook(entering)
     at, made_by = RELATIONS.index(tap.place), relations_of(family.model, tap.layer)
     if len(made_by) > 1:
         return made_by[at].register_forward_hook(leaving)

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from potstill.errors import ConfigError, DataError, ModelError, NumericsError
 from potstill.features import attribution
-from potstill.features.activations import differentiable, scored, watching, width_at
+from potstill.features.activations import differentiable, scored
 from potstill.features.attribution import Attribution, Measure, channel_scores, signed_attributions
 from potstill.features.stability import select
 from potstill.models.families import Family, family_of
 from potstill.models.pruning import cut_layers
-from potstill.types import Batch
+from potstill.models.taps import tapping
+from potstill.types import Batch, Tap
 from tests import tiny
 
 MODELS: dict[str, Callable[[], Any]] = {
@@ -80,10 +81,10 @@ def test_what_leaves_the_last_layer_scores_as_worked_out_by_hand() -> None:
 def test_an_inner_activation_is_credited_with_its_own_token_and_later_ones(make: Any, place: Any) -> None:
     family, batch, step = precise(make()), tiny.batch([(3, 4)]), 1e-2  # some norms are in float32
     (signed,) = signed_attributions(family, batch, [0], place=place, measure="grad_activation")
-    with watching(family, [0], place) as seen:
+    with tapping(family, [Tap(0, place)]) as seen:
         family(batch)
     at = family.predicting(batch)
-    held = scored(seen[0], at)
+    held = scored(seen[Tap(0, place)], at)
     for token in (0, 1, 3):
         values, channel = [], int(signed[token].abs().argmax())
         for way in (step, -step):
@@ -95,7 +96,7 @@ def test_an_inner_activation_is_credited_with_its_own_token_and_later_ones(make:
                 view[0, column, channel] += way
                 return changed
 
-            with watching(family, [0], place, moved):
+            with tapping(family, [Tap(0, place)], moved):
                 values.append(log_probability(family, batch))
         slope = (values[0] - values[1]) / (2 * step)
         assert signed[token, channel].item() == pytest.approx((held[token, channel] * slope).item(), rel=0.01)
@@ -128,7 +129,7 @@ def test_integrated_gradients_add_up_to_what_the_activations_are_worth(make: Any
 
     with torch.no_grad():
         whole = worth()
-        with watching(family, [0], place, nothing):
+        with tapping(family, [Tap(0, place)], nothing):
             whole -= worth()
     off = []
     for steps in (16, 64):
@@ -144,12 +145,12 @@ def test_the_lens_is_the_last_layers_gradient_of_a_model_that_ends_there(make: A
     family, batch = precise(make()), tiny.batch([(3, 4)])
     (seen,) = signed_attributions(family, batch, [0], place=place, measure="logit_lens")
     short = family_of(cut_layers(family.model, [0]))
-    with watching(short, [0], place, differentiable) as leaf:
+    with tapping(short, [Tap(0, place)], differentiable) as leaf:
         states = short(batch)[batch.response_mask]
     logits = short.head(states).gather(-1, batch.response_ids[0][:, None])
-    (gradient,) = torch.autograd.grad(logits.sum(), leaf)
+    (gradient,) = torch.autograd.grad(logits.sum(), leaf[Tap(0, place)])
     at = short.predicting(batch)
-    torch.testing.assert_close(seen, (scored(leaf[0], at) * scored(gradient, at)).detach())
+    torch.testing.assert_close(seen, (scored(leaf[Tap(0, place)], at) * scored(gradient, at)).detach())
 
 
 def test_through_a_norm_the_residual_streams_signed_lens_adds_up_to_nothing() -> None:
@@ -207,11 +208,11 @@ def test_they_are_not_the_gradient_of_a_sum_of_probabilities() -> None:
 
     def of_the_sum(dtype: torch.dtype) -> Tensor:
         family = family_of(tiny.llama().to(dtype))
-        with watching(family, [2], "residual", differentiable) as seen:
+        with tapping(family, [Tap(2, "residual")], differentiable) as seen:
             states = family(batch)[batch.response_mask]
-        (gradient,) = torch.autograd.grad(family.head(states).softmax(-1).sum(), seen)
+        (gradient,) = torch.autograd.grad(family.head(states).softmax(-1).sum(), seen[Tap(2, "residual")])
         at = family.predicting(batch)
-        return (scored(seen[0], at) * scored(gradient, at)).detach().double().abs().mean(0)[None]
+        return (scored(seen[Tap(2, "residual")], at) * scored(gradient, at)).detach().double().abs().mean(0)[None]
 
     def ours(dtype: torch.dtype, of: Batch) -> Tensor:
         return channel_scores(family_of(tiny.llama().to(dtype)), [of], [2], place="residual", measure="grad_activation")
@@ -300,8 +301,3 @@ def test_an_unknown_layout_is_looked_at_where_no_name_is_needed(measure: Measure
             channel_scores(family, batches, [1], place="residual", measure=measure)
     else:
         assert channel_scores(family, batches, [1], place="residual", measure=measure).shape == (1, 16)
-
-
-def test_the_width_is_that_of_the_place() -> None:
-    family, batch = family_of(tiny.gpt2()), tiny.batch(LENGTHS)
-    assert (width_at(family, batch, [1], "residual"), width_at(family, batch, [1], "mlp")) == (16, 64)

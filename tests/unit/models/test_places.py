@@ -20,10 +20,12 @@ from transformers import (
 )
 
 from potstill.errors import ModelError
-from potstill.features.activations import scored, watching
+from potstill.features.activations import scored
 from potstill.models.families import family_of
 from potstill.models.layout import layers_of
 from potstill.models.places import PLACES, mlp_out_of, to_head
+from potstill.models.taps import tapping, width
+from potstill.types import Tap
 from tests import tiny
 
 SIZES: dict[str, Any] = {
@@ -78,11 +80,13 @@ def test_the_names_are_those_of_the_head_and_of_the_inner_channels(make: Callabl
     model = make()
     family, batch = family_of(model), tiny.batch([(3, 4), (5, 2)], extra_left=1, extra_right=1)
     last = len(layers_of(model)) - 1
-    with torch.no_grad(), watching(family, [last], "residual") as leaving, watching(family, [last], "mlp") as inner:
+    leaving, inner = Tap(last, "residual"), Tap(last, "mlp")
+    with torch.no_grad(), tapping(family, [leaving, inner]) as seen:
         states = family(batch)[batch.response_mask]
-        torch.testing.assert_close(to_head(model, scored(leaving[0], family.predicting(batch))), states)
-    assert inner[0].shape[-1] == inner_width(model.config)
-    assert mlp_out_of(model, last)(inner[0]).shape[-1] == model.config.hidden_size
+        torch.testing.assert_close(to_head(model, scored(seen[leaving], family.predicting(batch))), states)
+    assert seen[inner].shape[-1] == inner_width(model.config) == width(family, inner)
+    assert seen[leaving].shape[-1] == width(family, leaving)
+    assert mlp_out_of(model, last)(seen[inner]).shape[-1] == model.config.hidden_size
 
 
 def inner_width(config: Any) -> int:
