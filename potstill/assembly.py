@@ -185,19 +185,14 @@ def build_student(
     # Asked of the source, because a checkpoint is stored in the precision of training.
     stored_dtype = config_of(source, **options).dtype or torch.float32
     whole = resume_from if stage.adapter is None else None  # the checkpoint of an adapter has that alone
-    name = str(whole.student) if whole else source
-    if isinstance(stage.student, schema.FreshStudent) and not whole:
-        loaded = drawn(name, seed, dtype=runtime.student_dtype, device=runtime.device, **options)
+    if whole:
+        loaded = _untouched(stage, runtime, str(whole.student), **options)
+    elif isinstance(stage.student, schema.FreshStudent):
+        loaded = drawn(source, seed, dtype=runtime.student_dtype, device=runtime.device, **options)
     elif isinstance(stage.teacher, schema.BaseTeacher) and teaching:
-        loaded = Loaded(
-            source,
-            adapters.mirrored(teaching.teacher.family.model),
-            load_tokenizer(source, **options),
-            stored_dtype,
-            teaching.size_on_disk,
-        )
+        loaded = _around(teaching, source, stored_dtype, **options)
     else:
-        loaded = _untouched(stage, runtime, name, **options)
+        loaded = _untouched(stage, runtime, source, **options)
     model, size = loaded.model, loaded.size_on_disk
     made: dict[str, Any] = {"from": source}
     if layout.is_encoder_decoder(model.config):
@@ -217,6 +212,12 @@ def build_student(
     if stage.student.freeze_embeddings and not stage.adapter:  # which leaves nothing but itself to be trained
         pruning.freeze_embeddings(model)
     return Student(family, stored_dtype, size, made)
+
+
+def _around(teaching: Teaching, source: str, stored_dtype: torch.dtype, **options: Any) -> Loaded:
+    """The student of a teacher that is its own base: the teacher's weights again, not a copy of them."""
+    model = adapters.mirrored(teaching.teacher.family.model)
+    return Loaded(source, model, load_tokenizer(source, **options), stored_dtype, teaching.size_on_disk)
 
 
 def _untouched(stage: schema.Stage, runtime: Runtime, name: str, **options: Any) -> Loaded:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from jaxtyping import Float
 from torch import Tensor
@@ -27,6 +27,7 @@ from potstill.training.runtime import Runtime
 from potstill.training.terms import LiveTerm
 from potstill.types import Tap
 
+Terms: TypeAlias = tuple[LiveTerm, ...]  # of one stream
 BATCH = 8  # rows that are measured at once
 
 
@@ -92,7 +93,7 @@ class Looking:
         return kept_or_made(file, wanted.settings(fingerprint, rows_sha256(rows)), make)
 
 
-def terms_of(spec: schema.Stream, looking: Callable[[], Looking]) -> tuple[LiveTerm, ...]:
+def terms_of(spec: schema.Stream, looking: Callable[[], Looking]) -> Terms:
     """The terms of a stream; ``looking`` makes what those need that look inside. Raises: as ``Looking.match``."""
 
     def match(term: schema.Term) -> Match | None:
@@ -103,7 +104,7 @@ def terms_of(spec: schema.Stream, looking: Callable[[], Looking]) -> tuple[LiveT
     return tuple(LiveTerm(spec.name, term, match(term)) for term in spec.terms)
 
 
-def places_of(terms: Sequence[LiveTerm]) -> tuple[Tap, ...]:
+def places_of(terms: Terms) -> tuple[Tap, ...]:
     """Where the teacher is looked into."""
     return tuple({tap: None for term in terms if term.match for tap in term.match.teacher_taps})
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
-from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from potstill.data.datasets import place_shown
 from potstill.data.gathering import digest_of
 from potstill.environment import environment
 from potstill.errors import DataError
+from potstill.hashes import file_sha256, files_sha256
 from potstill.models.fingerprint import fingerprint_of
 from potstill.run import STAGES, Run, remove_folder, write_text
 
@@ -47,16 +47,11 @@ def _files_beside(stage: schema.Stage) -> Iterator[tuple[str, str]]:
             named[f"channels of {stream.name}/{term.label}"] = getattr(channels, "file", None)
     for part, name in named.items():
         if name is not None and (place := Path(name)).exists():
-            yield part, _digest(sorted(place.rglob("*")) if place.is_dir() else [place])
+            yield part, _of_a_folder(place) if place.is_dir() else file_sha256(place)
 
 
-def _digest(files: Sequence[Path]) -> str:
-    digest = sha256()
-    for file in files:
-        if file.is_file():
-            with open(file, "rb") as handle:
-                digest.update(file.name.encode() + file_digest(handle, "sha256").digest())
-    return digest.hexdigest()
+def _of_a_folder(folder: Path) -> str:
+    return files_sha256((file for file in folder.rglob("*") if file.is_file()), folder)
 
 
 def find(run: Run, recipe_sha256: str, recipe: schema.Recipe, device: str) -> Run | None:

@@ -199,7 +199,7 @@ def _is_inside(path: KeyPath, outer: KeyPath) -> bool:
 def _issue(detail: ErrorDetails, at: Located, parameters: Sequence[str], stages: Sequence[str]) -> Issue:
     match detail["type"]:
         case "missing" if isinstance(at.path[-1], str):
-            return Issue(at.path, "is missing", _list_of_keys(at.hint), at="key")
+            return Issue(at.path, "is missing", _list_of_keys(at.hint) or f"Give it {describe(at.hint)}", at="key")
         case "missing":  # an item of a list of fixed length
             return wrong_value(at.path[:-1], at.outer, detail["input"])
         case "value_error":

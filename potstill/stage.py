@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from potstill.bench import Bench, say, set_up
 from potstill.errors import TeacherError
 from potstill.evaluation.evaluator import measure
 from potstill.evaluation.generation import greedy_figures
+from potstill.inside import Terms
 from potstill.measuring import evaluate
 from potstill.models import adapters
 from potstill.models.families import family_of
@@ -29,7 +30,7 @@ from potstill.models.quiet import quiet
 from potstill.run import MODELS, Run, remove_folder, write_text
 from potstill.sources.dataset import batches
 from potstill.sources.teacher_text import seconds_of
-from potstill.streams import Parts, build_streams
+from potstill.streams import Parts, build_streams, build_terms
 from potstill.training import checkpoint
 from potstill.training.checkpoint import Checkpoint
 from potstill.training.signals import listening
@@ -60,11 +61,14 @@ def run(recipe: schema.Recipe, run: Run, *, allow_remote_code: bool = False) -> 
         bench = set_up(recipe, run, stop, allow_remote_code)
         for training in _trainings(bench):
             resume_from = checkpoint.newest(training.run.checkpoints, say)
+            # Before anything is measured: students that cannot be made are refused, and channels that cannot meet.
             student = _student(bench, training, resume_from)
-            _measure_teacher(bench)  # not before there is a student: one that cannot be made is refused first
+            parts = _parts(bench, training, student)
+            terms = build_terms(parts)
+            _measure_teacher(bench)
             _measure_untouched(bench, training, student, resume_from)
             _check_gate(bench, training)
-            state = fit(_job(bench, training, student), resume_from)
+            state = fit(_job(bench, training, parts, terms), resume_from)
             _finish(bench, training, state, student)
         _write_samples(bench)
         bench.runtime.barrier()
@@ -110,24 +114,13 @@ def _student(bench: Bench, training: Training, resume_from: Checkpoint | None) -
                 f"student: an adapter of rank {adapter['rank']} beside {', '.join(adapter['target_modules'])}: "
                 f"{adapter['num_parameters']:,} parameters are trained, {adapter['of_parameters']:,} are not"
             )
+    bench.runtime.barrier()
     return student
 
 
-def _job(bench: Bench, training: Training, student: Student) -> Job:
-    stage = training.stage
-    pad_id = bench.tokenizer.eos_token_id
-    validation = list(batches(bench.data.validation, stage.evaluation.batch_size, pad_id))
-
-    def validate() -> dict[str, float]:
-        with bench.runtime.autocast():
-            figures = measure(student.family, bench.examiner, validation)
-            if stage.checkpoint.best_by in schema.METRICS_OF_ANSWERS:
-                answered, asked = bench.data.validation, stage.evaluation
-                figures |= greedy_figures(student.family, bench.tokenizer, answered, asked, stage.data.target)
-        return figures
-
-    parts = Parts(
-        stage=stage,
+def _parts(bench: Bench, training: Training, student: Student) -> Parts:
+    return Parts(
+        stage=training.stage,
         data=bench.data,
         plain_text=bench.plain_text,
         teaching=bench.teaching,
@@ -136,16 +129,31 @@ def _job(bench: Bench, training: Training, student: Student) -> Job:
         runtime=bench.runtime,
         folder=training.run.path,
         seed=bench.recipe.seed,
-        kept_channels=_kept_channels(bench.run, stage),
+        kept_channels=_kept_channels(bench.run, training.stage),
     )
+
+
+def _job(bench: Bench, training: Training, parts: Parts, terms: Sequence[Terms]) -> Job:
+    stage, student = training.stage, parts.student
+    pad_id = bench.tokenizer.eos_token_id
+    validation = list(batches(bench.data.validation, stage.evaluation.batch_size, pad_id))
+
+    def validate() -> dict[str, float]:
+        with bench.runtime.autocast():
+            figures = measure(student, bench.examiner, validation)
+            if stage.checkpoint.best_by in schema.METRICS_OF_ANSWERS:
+                answered, asked = bench.data.validation, stage.evaluation
+                figures |= greedy_figures(student, bench.tokenizer, answered, asked, stage.data.target)
+        return figures
+
     return Job(
         stage=stage,
         run=training.run,
         runtime=bench.runtime,
-        student=student.family,
+        student=student,
         teachers=bench.teaching.families if bench.teaching else [],
         tokenizer=bench.tokenizer,
-        streams=build_streams(parts),
+        streams=build_streams(parts, terms),
         validate=validate,
         examples_per_epoch=len(bench.data.train),
         seed=bench.recipe.seed,

@@ -21,6 +21,7 @@ from potstill.data.catalogue import DATASETS
 from potstill.data.catalogue.loading import files_of
 from potstill.data.datasets import Named, heldout_place, train_place
 from potstill.errors import CheckpointError, ConfigError, DataError
+from potstill.hashes import files_sha256
 from potstill.run import STAGES, Run, replace_link, write_text
 from potstill.training import runtime as runtimes
 
@@ -264,10 +265,4 @@ def recipe_hashes(recipe: schema.Recipe) -> dict[str, str]:
 
 def student_sha256(folder: Path) -> str:
     """A hash of a model folder: the names and contents of its files, its card left out."""
-    whole = sha256()
-    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CARD):
-        with open(file, "rb") as handle:
-            while block := handle.read(2**22):
-                whole.update(block)
-        whole.update(f"\0{file.relative_to(folder).as_posix()}\0".encode())
-    return whole.hexdigest()
+    return files_sha256((file for file in folder.rglob("*") if file.is_file() and file.name != CARD), folder)

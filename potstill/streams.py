@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from potstill.data.order import indices, seed_of
 from potstill.data.plain_text import PlainText, StreamedText, plain_text
 from potstill.data.prepare import Prepared
 from potstill.errors import ConfigError
-from potstill.inside import Looking, places_of, terms_of
+from potstill.inside import Looking, Terms, places_of, terms_of
 from potstill.models.families import Family
 from potstill.sampling.distributions import Decoding
 from potstill.sampling.policies import Mixed, Policy, Single, Speculative
@@ -65,9 +66,23 @@ class Parts:
         return self.teaching.named(self.asks)
 
 
-def build_streams(parts: Parts) -> list[LiveStream]:
-    """Each stream of the stage, ready to be drawn from. Where the teacher's text is asked for it is written now."""
-    return [_stream(parts, spec) for spec in parts.stage.streams]
+def build_terms(parts: Parts) -> list[Terms]:
+    """The terms of each stream of the stage. For one that looks inside, layers and channels are chosen now.
+
+    Raises: ConfigError for what cannot meet; ModelError for models whose inside is not known.
+    """
+    asking = [(spec, replace(parts, asks=spec.teacher)) for spec in parts.stage.streams]
+    return [terms_of(spec, partial(_looking, asked)) for spec, asked in asking]
+
+
+def build_streams(parts: Parts, terms: Sequence[Terms] | None = None) -> list[LiveStream]:
+    """Each stream of the stage, ready to be drawn from. Where the teacher's text is asked for it is written now.
+
+    Args:
+        terms: of each stream, as ``build_terms`` has made them; they are made now where None.
+    """
+    built = build_terms(parts) if terms is None else terms
+    return [_stream(parts, spec, own) for spec, own in zip(parts.stage.streams, built, strict=True)]
 
 
 def plain_text_of(stage: schema.Stage, tokenizer: Any) -> dict[str, PlainText]:
@@ -129,9 +144,8 @@ def asked(
     return None, judge
 
 
-def _stream(parts: Parts, spec: schema.Stream) -> LiveStream:
+def _stream(parts: Parts, spec: schema.Stream, terms: Terms) -> LiveStream:
     parts = replace(parts, asks=spec.teacher)
-    terms = terms_of(spec, lambda: _looking(parts))
     teacher, judge = asked(spec, parts.teaching, parts.student, parts.seed, parts.runtime.sum, places_of(terms))
     return LiveStream(spec, _source(parts, spec, judge), teacher, terms)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from potstill.annotation.task import Task
 from potstill.annotation.templates import is_shot
 from potstill.data.catalogue.item import Item
 from potstill.errors import ConfigError
+from potstill.hashes import file_sha256
 from potstill.run import write_text
 from potstill.served.keeping import alone
 from potstill.served.stopping import stoppable
@@ -134,7 +134,7 @@ def annotate(job: Job, open_annotator: Callable[[], Annotator], *, say: Callable
                 **counts,
                 "not_answered": len(unanswered),
                 "seconds": round(sum(line.seconds for line in answered.values()), 3),
-                "sha256": _sha256(job.out),
+                "sha256": file_sha256(job.out),
             }
             raw.write_card(card)
     return Annotated(card, unanswered)
@@ -199,11 +199,6 @@ def _in_order(
 def _reviewed(job: Job, card: Mapping[str, Any], told: dict[str, Any]) -> dict[str, Any] | None:
     """What became of the annotations by a person's decision, and the review that was applied last."""
     if job.apply is not None:
-        return {"file": str(job.apply), "sha256": _sha256(job.apply), **told}
+        return {"file": str(job.apply), "sha256": file_sha256(job.apply), **told}
     before = card.get("review")
     return before and {"file": before["file"], "sha256": before["sha256"], **told}
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as handle:
-        return file_digest(handle, "sha256").hexdigest()

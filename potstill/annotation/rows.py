@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import file_digest, sha256
-from pathlib import Path
+from hashlib import sha256
 from typing import Any
 
 from potstill.annotation.task import Task
@@ -19,6 +18,7 @@ from potstill.data.examples import Unusable
 from potstill.data.formats import check_fields, example_of, text_of
 from potstill.data.reader import BadRow, Row
 from potstill.errors import ConfigError, DataError
+from potstill.hashes import file_sha256
 from potstill.recipe import Data
 
 UNSAID = "-"  # where a format wants a response and the row has none
@@ -67,7 +67,7 @@ def read_items(config: Data, task: Task) -> Rows:
     else:
         check_fields(config)
         found = list(items_of(place, lambda row: _item(row, config)))
-        digest = _sha256(place)
+        digest = file_sha256(place)
     sorted_rows = [_checked(item, task) for item in found]
     rows = Rows(
         tuple(row for row in sorted_rows if isinstance(row, Item)),
@@ -140,11 +140,6 @@ def _fix(rows: Rows, share: float) -> str:
     if not rows.items:
         return "mend the rows, or name another file of rows"
     return f"mend these rows, or allow them with data.max_bad_rows={math.ceil(100 * share) / 100:g}"
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as handle:
-        return file_digest(handle, "sha256").hexdigest()
 
 
 def asked_about(items: Sequence[Item], task: Task, *, only_missing: bool) -> tuple[list[Item], list[Item]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from potstill.data.quarantine import Sifted, judge, sift, write_quarantine
 from potstill.data.reader import EXCERPT_CHARS, BadRow, read_rows
 from potstill.data.tokenise import Template, check_example, choose_template
 from potstill.errors import DataError
+from potstill.hashes import file_sha256
 from potstill.recipe import Data
 
 
@@ -121,7 +122,7 @@ def sifted(place: Place, config: Data, check: Callable[[Example], Example]) -> t
         return _named(place, check)
     found = sift(read_rows(place, names=datasets.NAMES), lambda row: check(example_of(row, config)))
     _check_named(place, config, found)
-    return found, _sha256(place)
+    return found, file_sha256(place)
 
 
 def digest_of(place: Place) -> str:
@@ -131,13 +132,8 @@ def digest_of(place: Place) -> str:
     """
     if isinstance(place, Named):
         files = files_of(DATASETS[place.name], place.split)
-        return _joined(_sha256(file) for file in files)
-    return _sha256(place)
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as handle:
-        return file_digest(handle, "sha256").hexdigest()
+        return _joined(file_sha256(file) for file in files)
+    return file_sha256(place)
 
 
 def _joined(digests: Iterable[str]) -> str:

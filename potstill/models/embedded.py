@@ -6,7 +6,6 @@ A GGUF file is converted once into an ordinary model folder in the user's cache 
 from __future__ import annotations
 
 import copy
-import hashlib
 import importlib.metadata
 import importlib.util
 import os
@@ -18,6 +17,7 @@ from typing import Any
 from filelock import FileLock
 
 from potstill.errors import ModelError
+from potstill.hashes import file_sha256
 from potstill.models.quiet import quiet
 
 GGUF_READERS = ("gguf", "accelerate")  # what transformers reads such a file with
@@ -68,11 +68,6 @@ def cache_root() -> Path:
     """Where converted models are kept: $POTSTILL_CACHE, or potstill/models in the user's cache folder."""
     base = os.environ.get("POTSTILL_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "potstill")
     return Path(base).expanduser() / "models"
-
-
-def file_sha256(file: Path) -> str:
-    with open(file, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _packaged_gguf(name: str, package: str, version: str) -> Path:

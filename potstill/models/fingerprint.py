@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from pathlib import Path
 
+from potstill.hashes import file_sha256, files_sha256
 from potstill.models.adapter_folder import CONFIG, base_of, is_adapter
 from potstill.models.loading import local_source
 
@@ -22,13 +23,11 @@ def fingerprint_of(name: str) -> str:
     folder = local_source(name)
     if folder is None:
         return sha256(name.encode()).hexdigest()
-    digest = sha256()
-    for file in sorted(file for file in folder.iterdir() if _counts(file)):
-        with open(file, "rb") as handle:
-            digest.update(file.name.encode() + file_digest(handle, "sha256").digest())
-    if is_adapter(folder):
-        digest.update((folder / CONFIG).read_bytes() + fingerprint_of(base_of(folder)[0]).encode())
-    return digest.hexdigest()
+    own = files_sha256(filter(_counts, folder.iterdir()), folder)
+    if not is_adapter(folder):
+        return own
+    told = (own, file_sha256(folder / CONFIG), fingerprint_of(base_of(folder)[0]))
+    return sha256(" ".join(told).encode()).hexdigest()
 
 
 def _counts(file: Path) -> bool:

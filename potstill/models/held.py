@@ -16,6 +16,7 @@ from potstill.errors import ConfigError, ModelError
 from potstill.models.devices import device_beside
 from potstill.models.layout import is_encoder_decoder, stacks_of
 from potstill.models.loading import DTYPES, Loaded, load
+from potstill.models.quantised import settle
 from potstill.recipe import Holding
 
 TORCHAO = {"int8": "Int8WeightOnlyConfig", "int8_dynamic": "Int8DynamicActivationInt8WeightConfig"}
@@ -47,6 +48,7 @@ def load_held(
     loading = _placement(held) | _bitsandbytes(held.quantise, own, place)
     first = torch.device("cpu") if held.quantise in TORCHAO else place
     loaded = load(name, device=first, loading=loading, **options)
+    settle(loaded.model)
     if held.quantise in TORCHAO:
         quantise_layers(loaded.model, held.quantise, None if held.device_map else place)
     if held.device_map is not None:

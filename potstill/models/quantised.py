@@ -7,6 +7,7 @@ Source: Dettmers et al. 2023, QLoRA, arXiv:2305.14314 (nf4); Dettmers et al. 202
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -17,6 +18,7 @@ from potstill.errors import ConfigError, ModelError
 from potstill.models.layout import stacks_of
 
 QUANTISED = ("Linear4bit", "Linear8bitLt")
+WIDEST = 0.31  # between two of nf4's sixteen levels, of which the outermost are -1 and 1
 
 
 def quantise(model: Any, kind: str, device: torch.device) -> Any:
@@ -57,9 +59,9 @@ def _nf4(bnb: Any, linear: nn.Linear, device: torch.device) -> nn.Module:
     held = linear.weight.detach().clone()  # its data is replaced, and the source may live on
     made.weight = bnb.nn.Params4bit(held, requires_grad=False, quant_type="nf4", module=made)
     made.bias = linear.bias
-    # Otherwise some processors repack the weight for inference where it lies, and it is trained through afterwards.
-    made.support_avx512bf16_for_cpu = False
-    return made.to(device).train(linear.training)
+    made = made.to(device).train(linear.training)
+    settle(made)
+    return made
 
 
 def _int8(bnb: Any, linear: nn.Linear, device: torch.device) -> nn.Module:
@@ -70,6 +72,38 @@ def _int8(bnb: Any, linear: nn.Linear, device: torch.device) -> nn.Module:
     made = made.to(device).train(linear.training)
     made.init_8bit_state()  # now and not in the first forward, which only one of two that share the weight would do
     return made
+
+
+def settle(model: nn.Module) -> None:
+    """Keep 4-bit layers as they are packed, in the precision they were told to compute in, once they are in place.
+
+    On processors with AVX-512 BF16 one would be repacked where it lies when it is first read: it then computes in
+    bfloat16 whatever was asked for, refuses widths that are no multiple of 32, and could not be trained through.
+
+    Raises: ModelError where this processor reads 4-bit matrices of such a width wrongly, as bitsandbytes 0.50 does with
+        AVX-512 and 96 columns.
+    """
+    for name, module in model.named_modules():
+        if type(module).__name__ != "Linear4bit":
+            continue
+        module.support_avx512bf16_for_cpu = False
+        if not _reads_back(module.in_features, module.weight.device):
+            raise ModelError(
+                f"{name or 'a layer'}: bitsandbytes misreads 4-bit matrices of {module.in_features} columns on this "
+                f"{module.weight.device.type}",
+                "quantise to 8 bits, or use another machine",
+            )
+
+
+@cache
+def _reads_back(columns: int, device: torch.device) -> bool:
+    """Whether a 4-bit matrix of so many columns is read as it was written: each number as near as nf4's levels are."""
+    functional = import_bitsandbytes().functional
+    told = torch.randn(64, columns, generator=torch.Generator().manual_seed(0))  # 64 rows: whole blocks of 64 numbers
+    packed, state = functional.quantize_4bit(told.to(device), quant_type="nf4")
+    error = (functional.dequantize_4bit(packed, state).cpu() - told).abs().view(-1, 64)
+    largest = told.abs().view(-1, 64).amax(1, keepdim=True)
+    return bool((error <= WIDEST / 2 * largest).all())
 
 
 def is_quantised(module: nn.Module) -> bool:

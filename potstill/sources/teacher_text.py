@@ -14,7 +14,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from potstill import recipe
 from potstill.data.examples import Tokenised
 from potstill.data.order import seed_of
 from potstill.errors import DataError
+from potstill.hashes import file_sha256
 from potstill.run import read_jsonl, write_text
 from potstill.sampling.writer import Writer
 
@@ -203,10 +203,7 @@ def _write_card(
     seconds: float,
 ) -> None:
     """Where the text is from, and what became of it."""
-    hashes = {}
-    for part in parts:
-        with open(part, "rb") as handle:
-            hashes[part.name] = file_digest(handle, "sha256").hexdigest()
+    hashes = {part.name: file_sha256(part) for part in parts}
     card = {
         **key,
         "responses": len(written),

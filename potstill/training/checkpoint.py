@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 
 from potstill.errors import CheckpointError
-from potstill.models.embedded import file_sha256
+from potstill.hashes import file_sha256
 from potstill.run import remove_folder, replace_link
 
 MANIFEST = "MANIFEST.json"

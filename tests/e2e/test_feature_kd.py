@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 import potstill
 from potstill import api
 from potstill.checks.selftest import selftest
-from potstill.errors import ConfigError
+from potstill.errors import ConfigError, DataError
 from potstill.recipes import METHODS
 from potstill.run import Run
 from potstill.training import checkpoint
@@ -128,6 +128,12 @@ def test_mistakes_are_refused_with_the_fix_and_nothing_is_kept() -> None:
         train(run="seqkd", stage_method="seqkd")
     with pytest.raises(ConfigError, match="unknown key"):
         train(run="word", feature={"name": "hidden_mse", "channel": "selected"})
+    with pytest.raises(ConfigError, match=r"feature\.layers\.pairs: is missing. Give it a list"):
+        train(run="pairs", feature={"name": "hidden_mse", "layers": "pairs"})
+    with pytest.raises(DataError, match=r"nowhere\.json cannot be read"):
+        train(run="file", feature={"name": "hidden_mse", "channels": {"name": "selected", "file": "nowhere.json"}})
+    for run in ("all", "many", "file"):  # before minutes went into measuring the teacher
+        assert not Run(Path("runs", run)).evaluations()
 
 
 def losses(run: Path) -> list[float]:
@@ -199,3 +205,4 @@ def test_an_adapted_student_is_looked_into() -> None:
     run = potstill.train("feature_kd", **(small | whole | {"run": "lora", "optimizer.learning_rate": 1e-2}))
     found = values(run, "train/data/hidden_cosine")
     assert found[0] == pytest.approx(0, abs=1e-6)
+    assert found[-1] > 1e-4

@@ -478,7 +478,7 @@ BROKEN = {
     ),
     "nothing for a section": ("method: kd\nbudget:\n", "2:1", "budget", "must be a mapping, not null", "Valid keys"),
     "missing section": (FULL.split("    budget")[0], "3:5", "stages.0.budget", "is missing", "Valid keys: steps"),
-    "missing key": ("method: kd\nstudent: {kind: pretrained}\n", "2:1", "student.model", "is missing", None),
+    "missing key": ("method: kd\nstudent: {kind: pretrained}\n", "2:1", "student.model", "is missing", "Give it text"),
     "two of which one": (
         "method: kd\nbudget: {steps: 2, epochs: 3}\n",
         "2:1",
@@ -630,7 +630,7 @@ COMMANDS = [
     ("weighting=top_fraction weighting.fraction=0", "weighting.fraction", "above 0", None),
     ("weighting=top_fraction weighting.score=x", "weighting.score", "one of student_entropy", None),
     ("divergence.temperature=0", "divergence.temperature", "above 0, not 0", None),
-    ("student.kind=pretrained", "student.model", "is missing", None),
+    ("student.kind=pretrained", "student.model", "is missing", "Give it text"),
     ("method=sft", "method", "starts from kd", "Start from sft instead"),
 ]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Iterable
@@ -13,6 +12,7 @@ from potstill.data.catalogue.dataset import Dataset, Loaded
 from potstill.data.catalogue.item import Item
 from potstill.data.reader import BadRow
 from potstill.errors import DataError, nearest
+from potstill.hashes import file_sha256
 
 VARIABLE = "POTSTILL_DATA"
 BESIDE = Path(__file__).resolve().parents[4] / "shared" / "data"  # the repository is parents[3]
@@ -48,7 +48,7 @@ def load_split(dataset: Dataset, split: str, folder: Path | None = None) -> Load
     if not items:
         named = "; ".join(f"{row.where}: {row.reason}" for row in bad[:SHOWN]) or "it has none"
         raise DataError(f"no row of {files[0]} can be used: {named}", _download(dataset, split))
-    return Loaded(items, bad, files, {_within(file, files): _sha256(file) for file in files})
+    return Loaded(items, bad, files, {_within(file, files): file_sha256(file) for file in files})
 
 
 def _sorted(rows: Iterable[tuple[Path, Item | BadRow]]) -> tuple[tuple[Item, ...], tuple[BadRow, ...]]:
@@ -66,11 +66,6 @@ def _sorted(rows: Iterable[tuple[Path, Item | BadRow]]) -> tuple[tuple[Item, ...
 
 def _within(file: Path, files: tuple[Path, ...]) -> str:
     return file.name if len({other.name for other in files}) == len(files) else str(file)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

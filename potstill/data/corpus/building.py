@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from potstill.data.indexed.staging import staging, sync
 from potstill.data.quarantine import SHOWN
 from potstill.data.reader import BadRow
 from potstill.errors import DataError
+from potstill.hashes import file_sha256
 from potstill.run import write_text
 
 CARD = "corpus.json"
@@ -142,8 +143,7 @@ class _Bad:
 
 
 def _source(file: Path) -> dict[str, Any]:
-    with open(file, "rb") as handle:
-        return {"file": file.name, "bytes": file.stat().st_size, "sha256": file_digest(handle, "sha256").hexdigest()}
+    return {"file": file.name, "bytes": file.stat().st_size, "sha256": file_sha256(file)}
 
 
 def tokenizer_card(tokenizer: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from potstill.data.corpus.building import tokenizer_card
 from potstill.data.tokenise import Template, encodes_pairs
 from potstill.errors import DataError
+from potstill.hashes import file_sha256
 from potstill.recipe import Data
 
 CARD = "rows.json"
@@ -72,12 +73,7 @@ def tokenizer_of(tokenizer: Any, template: Template) -> dict[str, Any]:
 
 
 def file_card(file: Path, rows: int) -> FileCard:
-    return FileCard(rows=rows, bytes=file.stat().st_size, sha256=hash_of(file))
-
-
-def hash_of(file: Path) -> str:
-    with open(file, "rb") as handle:
-        return file_digest(handle, "sha256").hexdigest()
+    return FileCard(rows=rows, bytes=file.stat().st_size, sha256=file_sha256(file))
 
 
 # --- what is checked when a folder is opened --------------------------------------------------------------------------
@@ -133,5 +129,5 @@ def check_files(folder: Path, card: Card) -> None:
         if (size := file.stat().st_size) != known.bytes:
             cause = f"{file} has {size:,} bytes, and had {known.bytes:,} when it was written"
             raise DataError(cause, "prepare the rows again")
-        if size <= HASHED_BYTES and hash_of(file) != known.sha256:
+        if size <= HASHED_BYTES and file_sha256(file) != known.sha256:
             raise DataError(f"{file} is not what it was when it was written", "prepare the rows again")

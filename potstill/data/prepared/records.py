@@ -16,11 +16,11 @@ from potstill.data.indexed import IndexedTokens
 from potstill.data.indexed.layout import Ids
 from potstill.data.indexed.reader import find_shards, named
 from potstill.data.lazy import LazyRows
-from potstill.data.prepared.card import hash_of
 from potstill.data.reader import EXCERPT_CHARS, BadRow
 from potstill.data.tally import SKIPS
 from potstill.data.tokenise import Skip
 from potstill.errors import DataError
+from potstill.hashes import file_sha256
 from potstill.recipe import Data
 
 KINDS: tuple[Skip | None, ...] = (None, *SKIPS)  # what a record is: used, or why it is left out
@@ -132,4 +132,4 @@ def _hash(folder: Path, name: str) -> str:
     """The hash of the hashes of a set's files, in the order of their numbers."""
     prefixes = find_shards(folder, name)
     files = chain.from_iterable((named(prefix, ".bin"), named(prefix, ".idx")) for prefix in prefixes)
-    return sha256("".join(map(hash_of, files)).encode()).hexdigest()
+    return sha256("".join(map(file_sha256, files)).encode()).hexdigest()
