@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -124,7 +125,22 @@ def check_widths(model: Any, wanted: Widths) -> Sizes:
             f"keep_hidden {hidden}",
             f"set keep_hidden to {heads * sizes.head}, or keep_heads to {hidden // sizes.head}",
         )
+    _check_config(_cut_config(model.config, layout, sizes, hidden, heads // sizes.group, wanted.mlp or sizes.mlp))
     return sizes
+
+
+def _check_config(config: Any) -> None:
+    """Refuse now what transformers would refuse to load once it is trained. Raises: ModelError."""
+    try:
+        config.validate()
+    except StrictDataclassError as error:
+        reason = str(error.__cause__ or error).rstrip(".")
+        heads = config.num_attention_heads
+        below = config.hidden_size // heads * heads
+        raise ModelError(
+            f"transformers has no such {config.model_type}: {reason}",
+            f"set keep_hidden to {below} or {below + heads}, multiples of the heads, or keep_heads",
+        ) from None
 
 
 @torch.no_grad()
@@ -204,7 +220,8 @@ def cut_width(model: Any, chosen: Chosen) -> Any:
     Raises: ModelError for a weight whose axes are not known.
     """
     layout, sizes, stack = layout_of(model.config), sizes_of(model), stacks_of(model)[DECODER]
-    config = _cut_config(model.config, layout, sizes, chosen)
+    (hidden,), (_, keys), (_, mlp) = chosen.hidden.shape, chosen.heads.shape, chosen.mlp.shape
+    config = _cut_config(model.config, layout, sizes, hidden, keys, mlp)
     student = auto_class(config).from_config(config, dtype=model.dtype)
     state = {}
     for name, value in model.state_dict().items():
@@ -218,13 +235,13 @@ def cut_width(model: Any, chosen: Chosen) -> Any:
     return student.to(model.device).eval()
 
 
-def _cut_config(config: Any, layout: Layout, sizes: Sizes, chosen: Chosen) -> Any:
+def _cut_config(config: Any, layout: Layout, sizes: Sizes, hidden: int, keys: int, mlp: int) -> Any:
+    """The config of a model so wide, with so many heads of keys and inner channels."""
     cut = copy.deepcopy(config)
-    keys = chosen.heads.shape[1]
     made: Mapping[str, int] = {
-        "hidden": len(chosen.hidden),
-        "embedding": len(chosen.hidden),
-        "mlp": chosen.mlp.shape[1],
+        "hidden": hidden,
+        "embedding": hidden,
+        "mlp": mlp,
         "heads": keys * sizes.group,
         "key_heads": keys,
     }

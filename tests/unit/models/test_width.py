@@ -172,6 +172,7 @@ def test_importance_of_inner_channels_by_hand() -> None:
     ("kind", "wanted", "message"),
     [
         ("llama", Widths(hidden=25), "keep_hidden is 25 but the model has 24"),
+        ("llama", Widths(hidden=20), r"(?s)no such llama: .*size \(20\) is not a.*to 18 or 24, multiples of"),
         ("llama", Widths(heads=3), r"(?s)keep_heads is 3, and 2 heads of queries share.*multiple of 2"),
         ("opt", Widths(hidden=20), r"(?s)of 6 heads of 4 channels is 24 wide, and keep_hidden 20.*keep_heads to 5"),
     ],
