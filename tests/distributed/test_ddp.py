@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ LOSSES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_two_processes_equal_one_to_1e9_in_float64(workspace: Path, potstill: Command, loss: str) -> None:
+def test_two_processes_equal_one_to_1e9_in_float64(
+    workspace: Path, potstill: Command, torchrun: Command, loss: str
+) -> None:
     settings = (
         SMALL
         | LOSSES[loss]
@@ -47,7 +50,9 @@ def test_two_processes_equal_one_to_1e9_in_float64(workspace: Path, potstill: Co
     found = {}
     for name, processes, micro in (("one", 1, 6), ("one-split", 1, 2), ("two", 2, 3)):
         arguments = as_arguments(settings | {"run": name, "batch.micro_size": micro})
-        done = potstill("train", "kd", *arguments, processes=processes)
+        by_torchrun = processes > 1 and loss == "forward_kl"
+        train = torchrun if by_torchrun else partial(potstill, processes=processes)
+        done = train("train", "kd", *arguments)
         assert done.returncode == 0, done.stderr
         run = workspace / "runs" / name
         found[name] = (
@@ -65,8 +70,8 @@ def test_two_processes_equal_one_to_1e9_in_float64(workspace: Path, potstill: Co
             torch.testing.assert_close(weights[key], value, rtol=0, atol=1e-9, msg=f"{name}: {key}")
 
 
-def test_a_batch_that_does_not_divide_is_refused(workspace: Path, potstill: Command) -> None:
-    done = potstill("train", "kd", *as_arguments(SMALL | {"batch.size": 5}), processes=2)
+def test_a_batch_that_does_not_divide_is_refused(torchrun: Command) -> None:
+    done = torchrun("train", "kd", *as_arguments(SMALL | {"batch.size": 5}))
     assert done.returncode != 0
     assert "batch.size is 5, which 2 processes cannot share equally" in done.stderr
     assert 'Traceback (most recent call last):\n  File "' not in done.stderr.split("error:")[0]

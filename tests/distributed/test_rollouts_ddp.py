@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.e2e.conftest import ROOT, SMALL
+from tests.e2e.conftest import SMALL, as_arguments
+from tests.processes import run
 
 STEPS = 6
 SETTINGS = SMALL | {
@@ -31,14 +28,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "minillm": {"max_new_tokens": 6, "batches_per_rollout": 2, "num_updates_per_batch": 2, "whiten": True},
     "seqkd": {"max_new_tokens": 6, "samples_per_prompt": 2},
 }
-# One start of the interpreters for all methods.
-SCRIPT = textwrap.dedent("""
-    import json, sys
-    import potstill
-
-    for method, settings in json.loads(sys.argv[1]).items():
-        potstill.train(method, run=f"{sys.argv[2]}-{method}", **settings)
-""")
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +38,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory, teacher_folder: Path) -> P
     folder = tmp_path_factory.mktemp("rollouts")
     (folder / "teacher").symlink_to(teacher_folder)
     tiny.data_file(folder)
-    (folder / "script.py").write_text(SCRIPT)
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     for name, processes, micro in (("one", 1, 4), ("two", 2, 1)):
-        settings = {method: SETTINGS | own | {"batch.micro_size": micro} for method, own in METHODS.items()}
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        command = [sys.executable, *(torchrun if processes > 1 else []), "script.py", json.dumps(settings), name]
-        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=250)
-        assert done.returncode == 0, done.stderr
+        for method, own in METHODS.items():
+            settings = SETTINGS | own | {"run": f"{name}-{method}", "batch.micro_size": micro}
+            done = run(["train", method, *as_arguments(settings)], folder, processes)
+            assert done.returncode == 0, done.stderr
     return folder
 
 

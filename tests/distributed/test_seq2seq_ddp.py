@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from tests import tiny
-from tests.distributed.test_rollouts_ddp import SCRIPT, lines_of
-from tests.e2e.conftest import ROOT, SMALL
+from tests.distributed.test_rollouts_ddp import lines_of
+from tests.e2e.conftest import SMALL, as_arguments
+from tests.processes import run
 
 STEPS = 3
 SETTINGS: dict[str, Any] = SMALL | {
@@ -41,14 +38,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.save(tiny.bart(1, layers=3), folder / "bart")
     tiny.save(tiny.t5(1, layers=3), folder / "t5")
     tiny.data_file(folder)
-    (folder / "script.py").write_text(SCRIPT)
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     for name, processes, micro in (("one", 1, 4), ("two", 2, 1)):
-        settings = {method: SETTINGS | own | {"batch.micro_size": micro} for method, own in METHODS.items()}
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        command = [sys.executable, *(torchrun if processes > 1 else []), "script.py", json.dumps(settings), name]
-        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=250)
-        assert done.returncode == 0, done.stderr
+        for method, own in METHODS.items():
+            settings = SETTINGS | own | {"run": f"{name}-{method}", "batch.micro_size": micro}
+            done = run(["train", method, *as_arguments(settings)], folder, processes)
+            assert done.returncode == 0, done.stderr
     return folder
 
 

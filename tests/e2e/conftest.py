@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests import tiny
+from tests.processes import run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,12 +56,22 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def potstill(workspace: Path) -> Command:
-    """Run the command line in the workspace; ``processes`` of them through torchrun."""
+    """Run the command line in the workspace, as one process or as ``processes`` of them."""
 
-    def call(*arguments: str, processes: int = 1, **environment: str) -> subprocess.CompletedProcess[str]:
-        torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
-        start = [sys.executable, "-m", *(torchrun if processes > 1 else []), "potstill"]
-        env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | environment
-        return subprocess.run([*start, *arguments], cwd=workspace, env=env, capture_output=True, text=True, timeout=200)
+    def call(*arguments: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
+        return run(list(arguments), workspace, processes)
+
+    return call
+
+
+@pytest.fixture
+def torchrun(workspace: Path) -> Command:
+    """Run the command line in the workspace as a user would, by two processes."""
+
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "potstill"]
+        env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, *launcher, *arguments]
+        return subprocess.run(command, cwd=workspace, env=env, capture_output=True, text=True, timeout=200)
 
     return call
