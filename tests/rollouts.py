@@ -109,6 +109,9 @@ class Given:
     def state_dict(self) -> dict[str, Any]:
         return {}
 
+    def held(self) -> list[Batch]:
+        return []
+
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 

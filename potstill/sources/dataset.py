@@ -62,6 +62,9 @@ class DatasetSource:
     def figures(self) -> dict[str, float]:
         return {}
 
+    def held(self) -> list[Batch]:
+        return []
+
     def state_dict(self) -> dict[str, Any]:
         return {"position": self.position}
 

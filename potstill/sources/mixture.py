@@ -41,6 +41,9 @@ class MixtureSource:
     def figures(self) -> dict[str, float]:
         return {"is_rollout": float(self._last is self._rollout)} | self._last.figures()
 
+    def held(self) -> list[Batch]:
+        return self._rollout.held()
+
     def state_dict(self) -> dict[str, Any]:
         return {"step": self._step, "data": self._data.state_dict(), "rollout": self._rollout.state_dict()}
 
@@ -101,6 +104,9 @@ class ReplaySource:
     def figures(self) -> dict[str, float]:
         own = {"student_share": self._schedule.value(0.0), "replay_sequences": float(len(self._buffer))}
         return own | ({"is_rollout": float(self._kind != "data"), "is_new": float(self._kind == "new")})
+
+    def held(self) -> list[Batch]:
+        return self._rollout.held()
 
     def state_dict(self) -> dict[str, Any]:
         return {

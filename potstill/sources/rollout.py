@@ -125,6 +125,9 @@ class RolloutSource:
         told = {name: value for name, value in self._figures.items() if used <= 1 or name != "writing_s"}
         return told | {"age": float(used - 1)}
 
+    def held(self) -> list[Batch]:
+        return [batch for written in self._rollout for batch in written] if self._turns else []
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "prompts": self._prompts.state_dict(),

@@ -49,6 +49,9 @@ class Source(Protocol):
     def figures(self) -> dict[str, float]:
         """What is worth logging of the last batch, on this process."""
 
+    def held(self) -> list[Batch]:
+        """Batches that come again, on this process, in an order that a restart keeps."""
+
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers, strings, lists and dicts: what a checkpoint can hold."""
 

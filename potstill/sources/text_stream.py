@@ -39,6 +39,9 @@ class TextStreamSource:
         blocks = self._blocks
         return {"documents": float(blocks.counts.documents), "left_out_rows": float(blocks.num_left_out)}
 
+    def held(self) -> list[Batch]:
+        return []
+
     def state_dict(self) -> dict[str, Any]:
         return self._blocks.state_dict()
 

@@ -115,3 +115,7 @@ class OncePerBatch:
             self._kept[key] = self._teacher.signal(batch)
             finalize(batch.response_ids, self._kept.pop, key, None)
         return self._kept[key]
+
+    def has_read(self, batch: Batch) -> bool:
+        """Whether it would not read the batch again."""
+        return id(batch.response_ids) in self._kept

@@ -15,7 +15,7 @@ from potstill.features.matching import Match, parameters_of
 from potstill.models.families import Family, evaluating
 from potstill.objectives.chunked import BoundTerm, Chunk, evaluate_terms, select
 from potstill.sources.source import Share, Source
-from potstill.teachers.local import SignalSource
+from potstill.teachers.local import OncePerBatch, SignalSource
 from potstill.training.runtime import Runtime
 from potstill.training.terms import LiveTerm
 from potstill.training.values import evaluate, run_student
@@ -35,6 +35,18 @@ class LiveStream:
     def matches(self) -> tuple[Match, ...]:
         """Of the terms that look inside the models."""
         return tuple(term.match for term in self.terms if term.match is not None)
+
+    def read_before(self) -> list[int]:
+        """Which of the batches that come again its teacher has read, and would not read again."""
+        once = self.teacher if isinstance(self.teacher, OncePerBatch) else None
+        return [at for at, batch in enumerate(self.source.held()) if once and once.has_read(batch)]
+
+    def read_again(self, which: Sequence[int]) -> None:
+        """Let the teacher of a restarted run read what it had read before: no work of the method's, and not counted."""
+        held = self.source.held()
+        for at in which:
+            assert self.teacher is not None
+            self.teacher.signal(held[at])
 
     @property
     def places(self) -> tuple[Tap, ...]:

@@ -285,7 +285,8 @@ def _save_student(job: Job, folder: Path) -> None:
 def _process_state(job: Job) -> dict[str, Any]:
     cuda = torch.cuda.get_rng_state() if job.runtime.device.type == "cuda" else None
     sources = {stream.spec.name: stream.source.state_dict() for stream in job.streams}
-    return {"cpu_rng": torch.get_rng_state(), "cuda_rng": cuda, "sources": sources}
+    read = {stream.spec.name: stream.read_before() for stream in job.streams}
+    return {"cpu_rng": torch.get_rng_state(), "cuda_rng": cuda, "sources": sources, "read": read}
 
 
 def _restore(job: Job, optimizer: torch.optim.Optimizer, resume_from: Checkpoint | None) -> State:
@@ -306,6 +307,8 @@ def _restore(job: Job, optimizer: torch.optim.Optimizer, resume_from: Checkpoint
         torch.cuda.set_rng_state(process["cuda_rng"])
     for stream in job.streams:
         stream.source.load_state_dict(process["sources"][stream.spec.name])
+        with job.runtime.autocast():
+            stream.read_again(process["read"][stream.spec.name])
     for term in _terms(job):
         term.load_state_dict(state.schedules[term.key])
     return state
