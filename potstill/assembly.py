@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from potstill import recipe as schema
 from potstill.data.examples import Tokenised
 from potstill.data.prepare import Prepared
-from potstill.errors import TeacherError
+from potstill.errors import ModelError, TeacherError
 from potstill.models import adapters, layout, pruning, quantised, width
 from potstill.models.adapter_folder import is_adapter
 from potstill.models.families import Family, check_projection, family_of
@@ -88,6 +88,29 @@ def teacher_of(stage: schema.Stage) -> tuple[str, str | None]:
 def model_of(stage: schema.Stage, teacher: schema.AnyTeacher) -> tuple[str, str | None]:
     """The model that a teacher of a stage is, and its revision."""
     return source_of(stage) if isinstance(teacher, schema.BaseTeacher) else (teacher.model, teacher.revision)
+
+
+def check_models(recipe: schema.Recipe, allow_remote_code: bool) -> None:
+    """Refuse a model that is not there, of a late stage too, before the first is run.
+
+    Raises: ModelError, naming its key.
+    """
+    for stage in recipe.stages:
+        within = f"{stage.name}." if len(recipe.stages) > 1 else ""
+        for key, name, revision in _named_models(stage):
+            try:
+                config_of(name, revision=revision, allow_remote_code=allow_remote_code)
+            except ModelError as error:
+                raise ModelError(f"{within}{key} is {error.cause}", error.fix) from None
+
+
+def _named_models(stage: schema.Stage) -> Iterator[tuple[str, str, str | None]]:
+    """The models that a stage has by name, with their keys and revisions."""
+    for name, teacher in stage.all_teachers.items():
+        if isinstance(teacher, schema.Teacher):
+            yield f"teachers.{name}" if name else "teacher", teacher.model, teacher.revision
+    if (model := getattr(stage.student, "model", None)) is not None:
+        yield "student", model, getattr(stage.student, "revision", None)
 
 
 def student_tokenizer(stage: schema.Stage, allow_remote_code: bool) -> Any:

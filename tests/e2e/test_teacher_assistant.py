@@ -12,7 +12,7 @@ import pytest
 
 import potstill
 from potstill import recipe_io
-from potstill.errors import ConfigError, TeacherError
+from potstill.errors import ConfigError, ModelError, TeacherError
 from potstill.recipes import METHODS
 from potstill.reporting.formats import significant
 from potstill.run import Run
@@ -170,6 +170,20 @@ def test_a_gate_stops_where_an_assistant_has_nothing_to_teach(place: Path) -> No
     assert not (Path("runs/shut/stages/2-student") / "metrics.jsonl").exists()
     run = train(run="open", assistants=[drawn], gate=False, **still)
     assert (run.stages[1].path / "metrics.jsonl").is_file()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"learner": "nowhere"}, "student.student is nowhere: not found here"),
+        ({"teacher": "nowhere"}, "assistant.teacher is nowhere: not found here"),
+    ],
+)
+@pytest.mark.usefixtures("place")
+def test_a_model_that_is_not_there_is_refused_before_the_first_stage(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        train(run="late", **settings)
+    assert not Path("runs/late").exists()
 
 
 def test_a_key_of_all_stages_and_one_of_its_own() -> None:
