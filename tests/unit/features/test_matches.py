@@ -158,6 +158,32 @@ def test_positions_of_weight_0_are_out_whatever_stands_there() -> None:
     assert made.value(objectives.hidden_cosine, ours, theirs, scale * 0, BATCH.response_mask) == 0
 
 
+def test_a_correlation_is_of_tokens_with_weight_and_counts_by_how_much_they_have() -> None:
+    made = match(name="hidden_correlation", channels="random")
+    ours, theirs = inside(NARROW, made.student_taps), inside(WIDE, made.teacher_taps)
+    scale = scale_of(BATCH)
+    scale[1] = 0
+    found = made.value(objectives.hidden_correlation, ours, theirs, scale, BATCH.response_mask)
+    by_hand = [
+        objectives.hidden_correlation(ours[pair.student], channels.teacher(theirs[pair.teacher]), scale != 0)
+        for pair, channels in zip(made.pairs, made.maps, strict=True)
+    ]
+    torch.testing.assert_close(found, torch.stack(by_hand).mean() * 0.6, rtol=0, atol=1e-12)  # 6 tokens of 10
+
+
+def test_tokens_without_weight_are_related_to_all_the_same() -> None:
+    """So what tokens are worth adds up, whoever shares the weight with them."""
+    made, whole = match(name="relation_divergence"), scale_of(BATCH)
+    ours, theirs = inside(NARROW, made.student_taps), inside(WIDE, made.teacher_taps)
+    some = torch.where(torch.arange(whole.shape[1]) % 2 == 0, whole, 0)
+    parts = [
+        made.value(objectives.relation_divergence, ours, theirs, scale, BATCH.response_mask)
+        for scale in (some, whole - some, whole)
+    ]
+    assert min(parts) > 0
+    torch.testing.assert_close(parts[0] + parts[1], parts[2], rtol=1e-12, atol=0)
+
+
 def test_a_correlation_of_one_token_is_nothing() -> None:
     made = match(name="hidden_correlation", channels="random")
     one = tiny.batch([(3, 1)])
