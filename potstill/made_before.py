@@ -67,8 +67,9 @@ def find(run: Run, recipe_sha256: str, recipe: schema.Recipe, device: str) -> Ru
 
 
 def _finished(whole: Path, recipe_sha256: str) -> Iterator[Path]:
-    """Stages of other runs that were asked to do this and have done it, the newest run first."""
-    others = [other for other in whole.parent.glob("*/stages.json") if other.parent.resolve() != whole.resolve()]
+    """Stages of other runs that were asked to do this and have done it, the newest run first; each by its own name."""
+    runs = [run for run in whole.parent.iterdir() if not run.is_symlink() and run.resolve() != whole.resolve()]
+    others = [file for run in runs if (file := run / "stages.json").is_file()]
     for file in sorted(others, key=lambda file: file.stat().st_mtime, reverse=True):
         for planned in Run(file.parent).read("stages") or ():
             if planned.get("recipe_sha256") == recipe_sha256 and planned.get("student_sha256"):

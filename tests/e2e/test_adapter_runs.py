@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,14 @@ def test_the_export_is_a_plain_model_that_says_what_the_adapter_says(workspace: 
     assert "a LoRA adapter of rank `4`" in (run.student / "README.md").read_text()
 
 
-def test_a_checkpoint_has_the_adapter_alone_and_the_best_one_is_exported(workspace: Path) -> None:
+def test_a_checkpoint_has_the_adapter_alone_and_the_best_one_is_exported(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Validations of the untouched student, then after steps 3 and 6."""
+    from potstill import stage
+
+    job, found = stage._job, iter([9.0, 7.0, 8.0])
+    monkeypatch.setattr(stage, "_job", lambda *a: replace(job(*a), validate=lambda: {"perplexity": next(found)}))
     run = potstill.train("kd", **WHOLE, run="first", **{"checkpoint.keep_last": 5})
     saved = sorted(run.checkpoints.glob("step-*"))
     for folder in saved:
@@ -94,7 +102,8 @@ def test_a_checkpoint_has_the_adapter_alone_and_the_best_one_is_exported(workspa
         weights = (folder / "student" / "adapter_model.safetensors").stat().st_size
         assert weights < (run.student / "model.safetensors").stat().st_size / 2
     best = run.checkpoints / "best" / "student"
-    assert sha(best) == sha(run.adapter)
+    assert sha(best) == sha(run.adapter) == sha(saved[0] / "student")
+    torch.testing.assert_close(logits(load(str(run.adapter)).model), logits(load(str(run.student)).model))
     assert len({sha(folder / "student") for folder in saved}) == len(saved) == 2
 
 

@@ -18,6 +18,7 @@ from potstill.errors import ConfigError, DataError
 from potstill.recipes import METHODS
 from potstill.run import Run
 from potstill.training import checkpoint
+from tests import tiny
 from tests.e2e.conftest import SMALL, Command, as_arguments
 
 NARROW = {"student.keep_layers": 3, "student.keep_hidden": 12}
@@ -120,6 +121,9 @@ def test_any_method_can_have_one_beside_it() -> None:
 
 @pytest.mark.usefixtures("workspace")
 def test_mistakes_are_refused_with_the_fix_and_nothing_is_kept() -> None:
+    tiny.save(tiny.llama(2, layers=4), Path("other"))
+    with pytest.raises(ConfigError, match="of a student that was cut in width from its teacher"):
+        train(run="cut", feature={"name": "hidden_mse", "channels": "kept"}, **{"student.model": "other"})
     with pytest.raises(ConfigError, match="the student is 12 wide and the teacher 16"):
         train(run="all", feature={"name": "hidden_mse", "channels": "all"})
     with pytest.raises(ConfigError, match="is 9, and there are 3"):
@@ -132,7 +136,7 @@ def test_mistakes_are_refused_with_the_fix_and_nothing_is_kept() -> None:
         train(run="pairs", feature={"name": "hidden_mse", "layers": "pairs"})
     with pytest.raises(DataError, match=r"nowhere\.json cannot be read"):
         train(run="file", feature={"name": "hidden_mse", "channels": {"name": "selected", "file": "nowhere.json"}})
-    for run in ("all", "many", "file"):  # before minutes went into measuring the teacher
+    for run in ("cut", "all", "many", "file"):  # before minutes went into measuring the teacher
         assert not Run(Path("runs", run)).evaluations()
 
 

@@ -17,10 +17,10 @@ import pytest
 from ruamel.yaml import YAML
 
 import potstill
-from potstill import api, recipe_io, stages
+from potstill import api, made_before, recipe_io, stages
 from potstill.errors import CheckpointError, ConfigError, DataError
 from potstill.recipes import METHODS
-from potstill.run import Run
+from potstill.run import Run, replace_link
 from tests import tiny
 from tests.e2e.conftest import ROOT
 
@@ -182,6 +182,58 @@ def test_a_misspelt_stage_is_told_with_those_there_are(tmp_path: Path, key: str)
         loaded(tmp_path, **{key: 9})
 
 
+@pytest.fixture
+def other(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Run, str, potstill.Recipe]]:
+    """Beside a copy of the run: the stages of another run that is asked the same; where, their hash, their recipe."""
+    import shutil
+
+    shutil.copytree(".", tmp_path / "copy", symlinks=True)
+    monkeypatch.chdir(tmp_path / "copy")
+    replace_link(Path("runs/latest"), "several")
+    recipe, whole = recipe_io.load(run.recipe_file, methods=METHODS), Run(Path("runs/other"))
+    hashes = stages.recipe_hashes(recipe)
+    return [
+        (Run(whole.path / plan["folder"]), hashes[plan["name"]], stages.resolved(recipe, at, whole))
+        for at, plan in enumerate(run.read("stages"))
+    ]
+
+
+def test_a_stage_is_found_again_by_its_runs_own_name_where_versions_and_devices_are_the_same(other: list[Any]) -> None:
+    """Which is not runs/latest: that will be another run's."""
+    made = Run(Path("runs/several/stages/1-warm-up"))
+    env = made.read("env")
+    place, asked, recipe = other[0]
+    assert made_before.find(place, asked, recipe, "cpu") == made
+    assert made_before.find(place, "0" * 64, recipe, "cpu") is None
+    for name in ("potstill", "torch", "transformers", "device", "dtype", "processes"):
+        made.write("env", env | {name: "another"})
+        assert made_before.find(place, asked, recipe, "cpu") is None, name
+
+
+def test_of_two_that_are_the_same_the_newer_runs_is_found(other: list[Any]) -> None:
+    import shutil
+
+    for name, time in (("newer", 3e9), ("older", 1e9)):
+        shutil.copytree("runs/several", f"runs/{name}", symlinks=True)
+        os.utime(f"runs/{name}/stages.json", (time, time))
+    place, asked, recipe = other[0]
+    found = made_before.find(place, asked, recipe, "cpu")
+    assert found == Run(Path("runs/newer/stages/1-warm-up"))
+
+
+def test_what_is_taken_over_names_this_runs_models_and_shares_nothing_but_weights(other: list[Any]) -> None:
+    for place, asked, recipe in other:
+        made = made_before.find(place, asked, recipe, "cpu")
+        assert made is not None
+        made_before.take_over(made, place, recipe)
+        assert recipe_io.load(place.recipe_file, methods=METHODS).stage == recipe.stage
+        assert "runs/several" not in place.recipe_file.read_text()
+        assert not (place.path / "checkpoints").exists()
+        files = [file for file in place.path.rglob("*") if file.is_file()]
+        shared = {file.name for file in files if file.samefile(made.path / file.relative_to(place.path))}
+        assert shared == {"model.safetensors"}
+
+
 def test_the_baseline_is_the_last_stages(tmp_path: Path) -> None:
     recipe = loaded(tmp_path, baseline="equal_time_sft")
     alone = [stages.resolved(recipe, at, Run(tmp_path / "r")) for at in range(3)]
@@ -216,7 +268,9 @@ def test_what_cannot_follow_is_refused(tmp_path: Path, name: str) -> None:
 
 
 def test_rows_of_a_late_stage_are_missed_before_the_first_is_run(workspace: Path) -> None:
-    for name, said in (("none.jsonl", "stage last: none.jsonl is not there"), ("anli:r9_dev", "r9_dev")):
+    missing = "stage last: none.jsonl is not there"
+    heldout = {"path": "rows.jsonl", "heldout": "none.jsonl"}
+    for name, said in (("none.jsonl", missing), (heldout, missing), ("anli:r9_dev", "r9_dev")):
         with pytest.raises(DataError, match=said):
             potstill.train(written(workspace), **{"last.data": name})
     assert not list(Path("runs").glob("several*"))

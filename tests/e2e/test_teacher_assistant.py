@@ -5,17 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import potstill
-from potstill import recipe_io
+from potstill import made_before, recipe_io, stages
+from potstill import stage as one_stage
 from potstill.errors import ConfigError, ModelError, TeacherError
+from potstill.recipe import Recipe, Stage
 from potstill.recipes import METHODS
 from potstill.reporting.formats import significant
 from potstill.run import Run
+from potstill.training.runtime import Runtime
 from tests import tiny
 
 STEPS = 4
@@ -184,6 +190,62 @@ def test_a_model_that_is_not_there_is_refused_before_the_first_stage(settings: d
     with pytest.raises(ModelError, match=said):
         train(run="late", **settings)
     assert not Path("runs/late").exists()
+
+
+@pytest.mark.parametrize(
+    ("best_by", "figure", "teacher", "untouched", "shut"),
+    [
+        ("perplexity", "perplexity", 5.0, 6.0, False),
+        ("perplexity", "perplexity", 6.0, 5.0, True),
+        ("perplexity", "perplexity", 5.0, 5.0, True),
+        ("rouge_l", "rouge_l", 30.0, 20.0, False),
+        ("rouge_l", "rouge_l", 20.0, 30.0, True),
+        ("forward_kl_nats", "perplexity", 6.0, 5.0, True),
+        ("forward_kl_nats", "perplexity", 5.0, 6.0, False),
+    ],
+)
+def test_a_gate_goes_by_the_metric_that_names_the_best_student_or_by_perplexity(
+    tmp_path: Path, best_by: str, figure: str, teacher: float, untouched: float, shut: bool
+) -> None:
+    """Divergences are from the teacher, which has none of its own."""
+    run = Run(tmp_path)
+    for model, value in (("teacher", teacher), ("student_before", untouched)):
+        run.write(f"eval/{model}", {figure: value})
+    gated = recipe_io.load("teacher_assistant", SMALL | {"all.checkpoint.best_by": best_by}, methods=METHODS).stages[1]
+    bench: Any = SimpleNamespace(run=run, runtime=Runtime(torch.device("cpu"), torch.float32))
+    with pytest.raises(TeacherError, match=f"shut: {figure} of its") if shut else nullcontext():
+        one_stage._check_gate(bench, one_stage.Training("student_after", gated, run))
+    one_stage._check_gate(bench, one_stage.Training("equal_time_sft", gated, run))
+
+
+def test_a_stage_of_equal_compute_is_another_where_what_it_equals_is() -> None:
+    """Nothing else of the stages before it is in it."""
+    one, other = (
+        stages.recipe_hashes(recipe_io.load("teacher_assistant", SMALL | changed, methods=METHODS))
+        for changed in ({}, {"assistant.optimizer.learning_rate": 1e-3})
+    )
+    assert [name for name in one if one[name] == other[name]] == ["direct"]
+
+
+def test_a_stage_is_known_by_every_file_that_it_reads_beside_its_rows(tmp_path: Path) -> None:
+    files = {name: tmp_path / name for name in ("annotations", "channels", "text")}
+    term = {"objective": {"name": "hidden_mse", "channels": {"name": "selected", "file": str(files["channels"])}}}
+    text = {"name": "dataset", "view": "plain_text", "path": str(files["text"])}
+    streams = [
+        {"signal": "logits", "terms": [term]},
+        {"name": "b", "source": text, "terms": [{"objective": "cross_entropy"}]},
+    ]
+    data = {"path": "rows.jsonl", "annotations": str(files["annotations"])}
+    told = {"teacher": "nowhere/a", "student": "nowhere/b", "data": data, "streams": streams, "budget": {"steps": 1}}
+    recipe = Recipe(stages=(Stage.model_validate(told),))
+    for file in files.values():
+        file.write_text("first")
+    before = made_before.models_of(recipe)
+    for file in files.values():
+        file.write_text("second")
+        after = made_before.models_of(recipe)
+        assert sum(before[part] != after[part] for part in before) == 1, file.name
+        before = after
 
 
 def test_a_key_of_all_stages_and_one_of_its_own() -> None:

@@ -184,6 +184,8 @@ def test_the_best_checkpoint_is_the_best_by_its_metric(
     run = train(**{"checkpoint.best_by": metric})
     assert run.read("cost")["best_step"] == best
     assert (run.checkpoints / "best").resolve().name == f"step-{best:06d}"
+    kept, made = (load_file(place / "student/model.safetensors") for place in (run.checkpoints / "best", run.path))
+    assert all(torch.equal(made[name], kept[name]) for name in kept)
 
 
 def test_sft_needs_no_teacher(workspace: Path) -> None:

@@ -17,6 +17,8 @@ from potstill import assembly, recipe, recipe_io, streams
 from potstill.assembly import Teaching
 from potstill.data.prepare import prepare
 from potstill.errors import ConfigError, TeacherError
+from potstill.features.choosing import choose
+from potstill.features.selection import Model, Wanted, load
 from potstill.recipe import Stage
 from potstill.recipes import METHODS
 from potstill.sources.source import Share
@@ -190,6 +192,26 @@ def test_the_credit_of_sampled_tokens_is_by_the_streams_teacher(tmp_path: Path) 
     assert batch.credit is not None
     assert expected.credit is not None
     assert torch.equal(batch.credit.advantages, expected.credit.advantages)
+
+
+def test_a_stream_that_looks_inside_looks_into_its_own_teacher(tmp_path: Path) -> None:
+    """Channels are chosen of it, on validation rows; those that a student was cut with are of the first alone."""
+    wide = rollouts.gpt2(5, width=12)
+    inside = [{"objective": {"name": "hidden_mse", "layers": "uniform", "channels": "selected"}}]
+    given = of_two(tmp_path, stage(asking("near"), asking("far", "other", terms=inside), teachers={"other": "c"}), wide)
+    given = replace(given, data=replace(given.data, validation=tuple(rollouts.rows())), kept_channels=range(8))
+    _, (far,) = streams.build_terms(given)
+    wanted = Wanted(layers=(0,), count=8)
+    expected = choose(wide, rollouts.rows(), wanted, model=Model(name="c", fingerprint=""), source="")
+    assert far.match is not None
+    assert far.match.maps[0].indices.tolist() == list(expected.channels[0])
+    assert load(tmp_path / "channels" / "far-hidden_mse.json").model.name == "c"
+    kept = [{"objective": {"name": "hidden_mse", "layers": "uniform", "channels": "kept"}}]
+    cut = stage(asking("near", terms=kept), asking("far", "other"), teachers={"other": "c"})
+    assert streams.build_terms(replace(given, stage=cut))
+    cut = stage(asking("near"), asking("far", "other", terms=kept), teachers={"other": "c"})
+    with pytest.raises(ConfigError, match="channels is kept"):
+        streams.build_terms(replace(given, stage=cut))
 
 
 # --- From folders -----------------------------------------------------------------------------------------------------

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from potstill import objectives, recipe
+from potstill.data.examples import Tokenised
 from potstill.errors import ConfigError
 from potstill.features.building import Between, build_match
 from potstill.features.matching import Match, drawn_channels, parameters_of, shared_heads
+from potstill.features.selection import Model, Wanted, load, save
+from potstill.inside import Looking
 from potstill.models import taps
 from potstill.models.families import Family, family_of
+from potstill.training.runtime import Runtime
 from potstill.types import Batch, Inside, Tap
 from tests import tiny
 
@@ -152,7 +158,77 @@ def test_positions_of_weight_0_are_out_whatever_stands_there() -> None:
     assert made.value(objectives.hidden_cosine, ours, theirs, scale * 0, BATCH.response_mask) == 0
 
 
+def test_a_correlation_is_of_tokens_with_weight_and_counts_by_how_much_they_have() -> None:
+    made = match(name="hidden_correlation", channels="random")
+    ours, theirs = inside(NARROW, made.student_taps), inside(WIDE, made.teacher_taps)
+    scale = scale_of(BATCH)
+    scale[1] = 0
+    found = made.value(objectives.hidden_correlation, ours, theirs, scale, BATCH.response_mask)
+    by_hand = [
+        objectives.hidden_correlation(ours[pair.student], channels.teacher(theirs[pair.teacher]), scale != 0)
+        for pair, channels in zip(made.pairs, made.maps, strict=True)
+    ]
+    torch.testing.assert_close(found, torch.stack(by_hand).mean() * 0.6, rtol=0, atol=1e-12)  # 6 tokens of 10
+
+
+def test_tokens_without_weight_are_related_to_all_the_same() -> None:
+    """So what tokens are worth adds up, whoever shares the weight with them."""
+    made, whole = match(name="relation_divergence"), scale_of(BATCH)
+    ours, theirs = inside(NARROW, made.student_taps), inside(WIDE, made.teacher_taps)
+    some = torch.where(torch.arange(whole.shape[1]) % 2 == 0, whole, 0)
+    parts = [
+        made.value(objectives.relation_divergence, ours, theirs, scale, BATCH.response_mask)
+        for scale in (some, whole - some, whole)
+    ]
+    assert min(parts) > 0
+    torch.testing.assert_close(parts[0] + parts[1], parts[2], rtol=1e-12, atol=0)
+
+
 def test_a_correlation_of_one_token_is_nothing() -> None:
     made = match(name="hidden_correlation", channels="random")
     one = tiny.batch([(3, 1)])
     assert value(made, objectives.hidden_correlation, one) == 0
+
+
+# --- Channels that are selected for a term ---------------------------------------------------------------------------
+
+
+def looking(folder: Path) -> Looking:
+    generator = torch.Generator().manual_seed(0)
+    tokens = [tuple(torch.randint(1, tiny.VOCAB, (6,), generator=generator).tolist()) for _ in range(12)]
+    rows = [Tokenised(f"row:{at}", ids[:2], ids[2:], "", "", False) for at, ids in enumerate(tokens)]
+    runtime, tokenizer = Runtime(torch.device("cpu"), torch.float64), SimpleNamespace(eos_token_id=0)
+    return Looking(NARROW, WIDE, "nowhere/wide", rows, None, tokenizer, runtime, folder, seed=0)
+
+
+def selected(**channels: Any) -> recipe.FeatureSection:
+    told = {"name": "hidden_mse", "layers": {"name": "last", "count": 1}, "channels": {"name": "selected"} | channels}
+    spec = recipe.Term.model_validate({"objective": told}).objective
+    assert isinstance(spec, recipe.FeatureSection)
+    return spec
+
+
+def test_as_many_rows_are_looked_at_as_the_term_says_and_by_its_measure(tmp_path: Path) -> None:
+    looking(tmp_path).match("data/hidden_mse", selected(rows=5, measure="mean_activation"))
+    kept = load(tmp_path / "channels" / "data-hidden_mse.json")
+    assert (kept.model.name, kept.rows.rows) == ("nowhere/wide", 5)
+    assert kept.wanted == Wanted(layers=(1,), count=16, place="residual", measure="mean_activation")
+
+
+def test_a_named_file_is_of_this_teacher_this_place_and_as_many_channels(tmp_path: Path) -> None:
+    looking(tmp_path).match("data/hidden_mse", selected(measure="mean_activation"))
+    own, file = load(tmp_path / "channels" / "data-hidden_mse.json"), tmp_path / "named.json"
+    save(own, file)
+    made = looking(tmp_path).match("data/other", selected(file=str(file)))
+    assert made.maps[0].indices.tolist() == list(own.channels[0])
+    assert not (tmp_path / "channels" / "data-other.json").exists()
+    of_mlp = own.wanted.model_copy(update={"place": "mlp"})
+    of_15 = {"wanted": own.wanted.model_copy(update={"count": 15}), "channels": (own.channels[0][:15],)}
+    for changed, said in (
+        ({"model": Model(name="wide", fingerprint="0" * 64)}, "whose files are not this model's"),
+        ({"wanted": of_mlp}, "keeps 16 channels of mlp, and the student has 16 of residual"),
+        (of_15, "keeps 15 channels of residual, and the student has 16"),
+    ):
+        save(own.model_copy(update=changed), file)
+        with pytest.raises(ConfigError, match=said):
+            looking(tmp_path).match("data/other", selected(file=str(file)))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from potstill import assembly
 from potstill import recipe as schema
 from potstill.errors import CheckpointError, ModelError
 from potstill.models import adapters
@@ -97,6 +98,13 @@ def test_rank_alpha_and_their_scale() -> None:
         expected = layer.lora_B["default"].weight @ layer.lora_A["default"].weight * 8 / root
         torch.testing.assert_close(layer.get_delta_weight("default"), expected)
         assert layer.lora_A["default"].weight.shape == (4, 16)
+
+
+def test_its_dropout_is_on_in_training_alone() -> None:
+    model = adapted(tiny.llama(), settings=schema.Adapter(rank=4, dropout=0.5))
+    assert torch.equal(logits(model), logits(model))
+    model.train()
+    assert not torch.equal(logits(model), logits(model))
 
 
 def test_only_the_layers_that_are_named() -> None:
@@ -250,6 +258,15 @@ def test_an_adapters_fingerprint_is_of_both(saved: tuple[Path, Any]) -> None:
     second = fingerprint_of(str(folder))
     tiny.llama(5).save_pretrained(folder.parent / "base")
     assert len({first, second, fingerprint_of(str(folder))}) == 3
+
+
+def test_what_is_merged_first_has_no_name_to_be_loaded_by(saved: tuple[Path, Any]) -> None:
+    """The base of an adapter beside another adapter's folder, whose merged weights lie nowhere."""
+    streams = [{"terms": [{"objective": "cross_entropy"}]}]
+    for folder, name in ((saved[0], None), (saved[0].parent / "base", str(saved[0].parent / "base"))):
+        student = {"kind": "pretrained", "model": str(folder), "adapter": {"rank": 2}}
+        stage = schema.Stage.model_validate({"student": student, "streams": streams, "budget": {"steps": 1}})
+        assert assembly.base_of(stage, {}).name == name
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,14 @@ def test_a_quantised_teacher_agrees_with_itself_in_full(kind: str, data_dir: Pat
     assert torch.equal(family.head.weight, plain.head.weight)  # never quantised
 
 
+def test_four_bits_are_multiplied_in_the_teachers_own_precision(tmp_path: Path) -> None:
+    need("nf4")
+    folder = tiny.save(tiny.llama(1, hidden=64), tmp_path / "m")
+    for dtype in ("float32", "bfloat16"):
+        layer = loaded(folder, quantise="nf4", dtype=dtype).model.model.layers[0].self_attn.q_proj
+        assert layer.compute_dtype == getattr(torch, dtype)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_quantised_teacher_writes_and_answers_alike_each_time(kind: str, tmp_path: Path) -> None:
     need(kind)

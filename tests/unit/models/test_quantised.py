@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from potstill import assembly
 from potstill import recipe as schema
 from potstill.errors import ConfigError, ModelError
 from potstill.models import adapters, quantised
 from potstill.models.families import check_projection, family_of
 from potstill.teachers.local import LocalTeacher
 from potstill.training.compute import Meter
+from potstill.training.runtime import Runtime
 from tests import tiny
 from tests.unit.models.test_adapters import BATCH, adapted, logits, taught
 
@@ -20,6 +23,7 @@ pytest.importorskip("peft", reason="needs the extra adapters")
 pytest.importorskip("bitsandbytes", reason="needs the extra bitsandbytes")
 
 CPU = torch.device("cpu")
+RUNTIME = Runtime(CPU, torch.float32)
 KINDS = ("nf4", "int8")
 
 
@@ -72,11 +76,30 @@ def test_the_quantised_base_teaches_as_it_was(kind: str) -> None:
     student = adapters.attach(adapters.mirrored(model), schema.Adapter(rank=2), adapters.Base("b", "0", {}), seed=1)
     own = {p.data_ptr() for name, p in student.named_parameters() if not adapters.is_matrix(name)}
     assert own == {p.data_ptr() for p in model.parameters()}
+    beside = [[t.data_ptr() for m in one.modules() for t in quantised.tensors_of(m)] for one in (student, model)]
+    assert beside[0] == beside[1]
+    assert bool(beside[0]) == (kind == "int8")
     heard, said = teacher.signal(BATCH).hidden, logits(student)
     assert torch.equal(said, logits(model))
     taught(student, teacher)
     assert torch.equal(teacher.signal(BATCH).hidden, heard)
     assert not torch.equal(logits(student), said)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_base_that_teaches_is_as_quantised_as_under_its_student(kind: str, tmp_path: Path) -> None:
+    folder = tiny.save(tiny.llama(4, hidden=64), tmp_path / "base")
+    student = {"kind": "pretrained", "model": str(folder), "adapter": {"rank": 2, "quantise_base": kind}}
+    streams = [{"signal": "logits", "terms": [{"objective": "forward_kl"}]}]
+    stage = schema.Stage.model_validate(
+        {"teacher": "base", "student": student, "streams": streams, "budget": {"steps": 1}}
+    )
+    teaching = assembly.load_teaching(stage, assembly.student_tokenizer(stage, False), RUNTIME, False)
+    assert teaching is not None
+    made = assembly.build_student(stage, RUNTIME, teaching.vocab_size, (), False, teaching=teaching)
+    models = teaching.teacher.family.model, made.family.model
+    assert all(any(map(quantised.is_quantised, model.modules())) for model in models)
+    assert torch.equal(*map(logits, models))
 
 
 def test_numbers_are_counted_and_not_bytes() -> None:

@@ -18,6 +18,8 @@ from tests import tiny
 from tests.contract.table import ENCODER_DECODER
 
 LENGTHS = [(3, 7), (6, 1), (1, 9)]
+BATCH = tiny.batch(LENGTHS, extra_left=2, extra_right=3)
+OWN_ATTENTION = ("self_attn", "layer.0.selfattention")  # as modules call it, and not attention to an encoder
 
 
 def opt(seed: int) -> Any:
@@ -119,15 +121,20 @@ def test_queries_keys_and_values_are_three_things_of_the_attention(kind: str) ->
     queries, keys, values = (found[place][mask] for place in places)
     assert not torch.equal(queries[:, :8], keys[:, :8])
     assert not torch.equal(keys, values)
+    own: dict[str, torch.Tensor] = {}
+    for name, module in layers_of(model.model)[0].named_modules():
+        if (last := name.rpartition(".")[2].removesuffix("_proj")) in "qkv" and name.lower().startswith(OWN_ATTENTION):
+            module.register_forward_hook(lambda _m, _a, out, last=last: own.update({last: out}))
+    again, _ = seen(model, *places)
+    assert own.keys() == (set() if kind == "gpt2" else set("qkv"))
+    for last, place in zip("qkv", places, strict=True):
+        assert last not in own or torch.equal(again[place][mask], model.aligned(own[last], BATCH)[mask])
     if kind == "gpt2":
         joined: list[torch.Tensor] = []
         hook = layers_of(model.model)[0].attn.c_attn.register_forward_hook(lambda _m, _a, out: joined.append(out))
         again, _ = seen(model, *places)
         hook.remove()
         assert torch.equal(torch.cat([again[place] for place in places], -1), model.aligned(joined[0], BATCH))
-
-
-BATCH = tiny.batch(LENGTHS, extra_left=2, extra_right=3)
 
 
 def test_what_is_taken_has_a_gradient_and_changes_nothing() -> None:

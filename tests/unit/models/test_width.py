@@ -23,6 +23,7 @@ from transformers import (
 from potstill.errors import ModelError
 from potstill.models.width import Chosen, Widths, choose_widths, cut_width, first_of, importance, sizes_of
 from tests import tiny
+from tests.unit.features.test_channel_scores import one_row
 
 IDS = torch.randint(1, tiny.VOCAB, (2, 12), generator=torch.Generator().manual_seed(0))
 SIZES: dict[str, Any] = {
@@ -145,15 +146,17 @@ def test_the_most_active_stay_and_padding_has_no_say(make: Callable[[], Any]) ->
     lengths = [(3, 4), (5, 2), (2, 6)]
     alone, padded = tiny.batch(lengths), tiny.batch(lengths, extra_left=3, extra_right=5)
     found, again = importance(model, [alone]), importance(model, [padded])
-    halves = importance(model, [tiny.batch(lengths[:1]), tiny.batch(lengths[1:])])
+    singly = importance(model, [one_row(alone, row) for row in (2, 0, 1)])
     for name in ("hidden", "heads", "mlp"):
         torch.testing.assert_close(getattr(found, name), getattr(again, name))
         assert getattr(found, name).max() > 0
-        assert getattr(halves, name).shape == getattr(found, name).shape
+        torch.testing.assert_close(getattr(singly, name), getattr(found, name))
     sizes = sizes_of(model)
-    mlp = choose_widths(model, Widths(mlp=sizes.mlp // 2), [alone]).mlp
-    for row, kept in zip(found.mlp, mlp, strict=True):
-        gone = [at for at in range(sizes.mlp) if at not in kept.tolist()]
+    heads = sizes.heads - sizes.group
+    chosen = choose_widths(model, Widths(sizes.head * heads, heads, sizes.mlp // 2), [alone])
+    rows = [found.hidden, *found.heads, *found.mlp]
+    for row, kept in zip(rows, [chosen.hidden, *chosen.heads, *chosen.mlp], strict=True):
+        gone = [at for at in range(len(row)) if at not in kept.tolist()]
         assert row[kept].min() >= row[gone].max()
         assert kept.tolist() == sorted(kept.tolist())
 
@@ -166,6 +169,29 @@ def test_importance_of_inner_channels_by_hand() -> None:
     layers_of(model)[1].mlp.down_proj.register_forward_pre_hook(lambda _, args: read.append(args[0]))
     found = importance(model, [batch])
     torch.testing.assert_close(found.mlp[1], read[0][0, :7].abs().mean(0).float())
+
+
+def test_importance_of_heads_and_of_the_residual_stream_by_hand() -> None:
+    """The root of the mean square over two texts of what it is of one; of the stream, of all norms together."""
+    model = MODELS["llama"]().double()
+    read: dict[str, list[torch.Tensor]] = {"o_proj": [], "q_proj": [], "gate_proj": []}
+    for name, module in model.named_modules():
+        if (taken := read.get(name.rpartition(".")[2])) is not None:
+            module.register_forward_pre_hook(lambda _, args, taken=taken: taken.append(args[0]))
+    found = importance(model, [tiny.batch([(3, 4), (3, 4)])])
+    of_heads = torch.stack([states.unflatten(-1, (3, 8)).norm(dim=-1).mean(1) for states in read["o_proj"]])
+    torch.testing.assert_close(found.heads, of_heads.square().mean(1).sqrt().float())
+    of_stream = torch.stack([states.abs().mean(1) for states in (*read["q_proj"], *read["gate_proj"])])
+    torch.testing.assert_close(found.hidden, of_stream.square().mean(1).sum(0).sqrt().float())
+
+
+def test_a_narrower_student_is_set_to_write_as_its_teacher_is() -> None:
+    teacher = tiny.llama()
+    teacher.generation_config.top_k = 7
+    student = cut_width(teacher, first_of(teacher, Widths(mlp=8)))
+    assert student.generation_config.top_k == 7
+    student.generation_config.top_k = 5
+    assert teacher.generation_config.top_k == 7
 
 
 @pytest.mark.parametrize(
