@@ -18,6 +18,7 @@ from potstill.assembly import Teaching
 from potstill.data.prepare import prepare
 from potstill.errors import ConfigError, TeacherError
 from potstill.features.choosing import choose
+from potstill.features.matching import parameters_of
 from potstill.features.selection import Model, Wanted, load
 from potstill.recipe import Stage
 from potstill.recipes import METHODS
@@ -153,6 +154,18 @@ def test_a_dropped_streams_adaptive_schedule_hears_nothing(tmp_path: Path) -> No
     assert built[1].terms[0].state_dict() == before
     gradient(built)
     assert built[1].terms[0].state_dict() != before
+
+
+def test_a_dropped_streams_projection_stays_without_a_gradient(tmp_path: Path) -> None:
+    """With one of 0 the optimizer's momentum would move it."""
+    inside = [{"objective": {"name": "hidden_cosine", "layers": "uniform", "channels": "projection"}}]
+    made = stage(asking("near"), asking("far", "other", drop=0.5, terms=inside), teachers={"other": "c"})
+    built = streams.build_streams(of_two(tmp_path, made))
+    (projection,) = parameters_of(built[1].matches)
+    gradient(built, ("far",))
+    assert projection.grad is None
+    gradient(built)
+    assert projection.grad is not None
 
 
 # --- Who is asked -----------------------------------------------------------------------------------------------------
