@@ -171,7 +171,7 @@ def test_a_quantised_teacher_agrees_with_itself_in_full(kind: str, data_dir: Pat
     assert found["top1_agreement"] > least_agreement
     layers = sum(layer.weight.numel() for name, layer in plain.model.named_modules() if is_matrix(name, layer))
     rest = bytes_held(plain.model) - 4 * layers
-    assert bytes_held(family.model) - rest <= per_weight * layers
+    assert 0.96 * per_weight < (bytes_held(family.model) - rest) / layers <= per_weight  # scales and tables among them
     assert torch.equal(family.head.weight, plain.head.weight)  # never quantised
 
 
