@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from potstill import recipe_io, run_models, stage, stages
 from potstill import run as runs
-from potstill.assembly import check_models
+from potstill.assembly import check_depths, check_models
 from potstill.checks.dry_run import Tried
 from potstill.checks.dry_run import dry_run as try_recipe
 from potstill.errors import ConfigError, PotstillError, Stopped
@@ -50,6 +50,7 @@ def train(recipe_or_method: str | Path | Recipe, *, allow_remote_code: bool = Fa
     recipe = recipe_io.load(recipe_or_method, overrides, methods=METHODS)
     with _new_run(recipe) as run:
         check_models(recipe, allow_remote_code)
+        check_depths(recipe, allow_remote_code)
         for part in stages.parts(recipe, run, _conclude):
             stage.run(part.recipe, part.run, allow_remote_code=allow_remote_code)
     return run

@@ -13,7 +13,7 @@ from potstill import recipe as schema
 from potstill.assembly import Teaching
 from potstill.data.examples import Tokenised
 from potstill.data.plain_text import PlainText, a_block
-from potstill.data.prepare import Prepared, prepare
+from potstill.data.prepare import Prepared, left_out, prepare
 from potstill.environment import environment
 from potstill.errors import ConfigError, DataError
 from potstill.evaluation.generation import check_lengths
@@ -74,8 +74,10 @@ def set_up(recipe: schema.Recipe, run: Run, stop: StopRequest, allow_remote_code
     )
     plain_text = plain_text_of(stage, tokenizer)
     teaching = assembly.load_teaching(stage, tokenizer, runtime, allow_remote_code)
-    if runtime.is_main and writes_untrained(stage):
-        say(UNTRAINED_WRITER)
+    if runtime.is_main:
+        for note in (left_out(data, stage.data), UNTRAINED_WRITER if writes_untrained(stage) else None):
+            if note:
+                say(note)
     _check_same_data(run, data)
     if runtime.is_main:
         write_text(run.recipe_file, recipe_io.dump(recipe))

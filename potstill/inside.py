@@ -62,7 +62,10 @@ class Looking:
             self._influence,
             lambda *asked: self._chosen(key, *asked),
         )
-        return build_match(spec, between)
+        try:
+            return build_match(spec, between)
+        except ConfigError as error:
+            raise ConfigError(f"{key}: {error.cause}", error.fix) from None
 
     def _influence(self) -> Float[Tensor, " layer"]:
         sample = [batch.to(self.runtime.device) for batch in batches(self.rows, BATCH, self.tokenizer.eos_token_id)]

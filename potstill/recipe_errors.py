@@ -329,7 +329,8 @@ def _way_to_stage(word: str, inside: Sequence[str], stages: Sequence[str]) -> st
         return None
     own = [word] if word in hints(Stage) else [key for key in _keys_inside_stage() if key.rpartition(".")[2] == word]
     if own:
-        return f"It is a stage's: write {' or '.join(f'{stages[0]}.{key}' for key in own)}. {no_stage('', stages)}"
+        named = " or ".join(f"{stages[0]}.{key}" for key in own)
+        return f"It is a stage's: write {named}, or all in the stage's place. {no_stage('', stages)}"
     near = None if set(inside) & hints(Stage).keys() else closest(word, hints(Recipe))
     return None if near else no_stage(word, stages)
 

@@ -260,7 +260,8 @@ def _check_gate(bench: Bench, training: Training) -> None:
         raise TeacherError(
             f"the gate of stage {training.stage.name} is shut: {metric} of its teacher is {teacher:.4g} on held-out "
             f"rows, and of the student untaught {untouched:.4g}",
-            "train the teacher longer, or on more rows; gate=false goes on all the same",
+            f"train the teacher longer, or on more rows; compare by another figure ({training.stage.name}.checkpoint."
+            f"best_by=perplexity needs no answers); or go on all the same with {training.stage.name}.gate=false",
         )
 
 

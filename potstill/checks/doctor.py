@@ -77,11 +77,13 @@ def recipe(
 def _recipe_findings(
     target: str, overrides: Mapping[str, Any], methods: Mapping[str, Callable[..., Recipe]], allow_remote_code: bool
 ) -> Iterator[Finding]:
+    from potstill.assembly import check_depths
     from potstill.stages import beforehand
 
     loaded = recipe_io.load(target, overrides, methods=methods)
     several = len(loaded.stages) > 1
     yield Finding("ok", "recipe", f"{loaded.method}, {len(loaded.stages)} stage{'s' * several}")
+    check_depths(loaded, allow_remote_code)
     for one in beforehand(loaded):
         if several:
             yield Finding("ok", "stage", one.stage.name)
@@ -91,7 +93,7 @@ def _recipe_findings(
 def _stage_findings(loaded: Recipe, allow_remote_code: bool) -> Iterator[Finding]:
     from potstill import assembly
     from potstill.bench import UNTRAINED_WRITER, check_texts, writes_untrained
-    from potstill.data.prepare import prepare
+    from potstill.data.prepare import left_out, prepare
     from potstill.streams import plain_text_of, views_of
 
     stage = loaded.stage
@@ -113,7 +115,9 @@ def _stage_findings(loaded: Recipe, allow_remote_code: bool) -> Iterator[Finding
     sizes = f"{len(data.train)} train, {len(data.validation)} validation, {len(data.heldout)} held-out"
     yield Finding("ok", "data", f"{stage.data.path}: {sizes}")
     check_texts(stage, data, plain_text_of(stage, tokenizer), allow_remote_code)
-    yield Finding("ok", "lengths", "the models see every row, answer and rollout whole")
+    cut = left_out(data, stage.data)
+    seen = "the models see every answer and rollout whole"
+    yield Finding("note" if cut else "ok", "lengths", cut or f"{seen}, and every row")
     first = data.train[0]
     yield Finding(
         "ok",

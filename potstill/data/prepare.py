@@ -23,7 +23,7 @@ from potstill.data.views import View, seen, view_of, view_of_stream
 from potstill.errors import DataError
 from potstill.recipe import Data, DatasetSource
 
-__all__ = ["SKIPS", "Prepared", "encode", "prepare", "prepare_all"]
+__all__ = ["SKIPS", "Prepared", "encode", "left_out", "prepare", "prepare_all"]
 
 Keep: TypeAlias = Callable[[str, Iterator[Tokenised]], Sequence[Tokenised]]
 
@@ -60,6 +60,18 @@ def prepare(
         name: view_of_stream(source, config, gathered.template, seed_of(seed, name)) for name, source in other.items()
     }
     return with_groups(encode(gathered, config, tokenizer, lambda _, rows: tuple(rows), views=views), streams)
+
+
+def left_out(data: Prepared, config: Data) -> str | None:
+    """What the limits of ``config`` cost these rows, in a sentence; None where they cost nothing."""
+    counts, told = data.counts, []
+    if skipped := counts.get("skipped_long_prompts"):
+        limit = f"data.max_prompt_tokens, {config.max_prompt_tokens}"
+        told.append(f"{skipped:,} of {counts['rows']:,} rows are left out: their prompts are longer than {limit}")
+    if cut := counts.get("truncated_responses"):
+        limit = f"data.max_response_tokens, {config.max_response_tokens}"
+        told.append(f"{cut:,} of {counts['used']:,} responses are cut at {limit}")
+    return "; ".join(told) or None
 
 
 def prepare_all(config: Data, tokenizer: Any) -> Sequence[Tokenised]:

@@ -196,7 +196,12 @@ def kept_or_made(file: Path, settings: Mapping[str, Any], make: Callable[[], Sel
     except DataError as error:
         raise ConfigError(error.cause, "remove it, or name another file") from None
     if found.settings != settings:
-        unlike = ", ".join(key for key, value in found.settings.items() if settings.get(key) != value)
+        told = ((key, value, settings.get(key)) for key, value in found.settings.items())
+        unlike = ", ".join(
+            f"{key} ({there} there, {asked} asked for)" if isinstance(there, int) else key
+            for key, there, asked in told
+            if there != asked
+        )
         raise ConfigError(f"{file} holds another selection: it differs in {unlike}", "name another file, or remove it")
     return found
 

@@ -33,8 +33,9 @@ def layers_named(text: str, total: int) -> tuple[int, ...]:
     words = [word.strip() for word in text.split(",")]
     if all(word.isdecimal() and int(word) < total for word in words):
         return tuple(sorted({int(word) for word in words}))
+    missing = next((word for word in words if not (word.isdecimal() and int(word) < total)), text)
     raise ConfigError(
-        f"layers {text!r} are none of the model's, which has {total}",
+        f"layers {text!r}: {missing!r} is none of the model's, which has {total}",
         f"name them as all, last-{min(3, total)} or 0,{total - 1}",
     )
 

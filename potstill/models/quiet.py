@@ -1,4 +1,4 @@
-"""What transformers is kept from saying: bars of its own among ours, and a warning of what is as it should be."""
+"""What libraries are kept from saying: bars of their own among ours, and warnings of what is as it should be."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ def quiet() -> None:
     logger = logging.getLogger("transformers.modeling_utils")
     if _is_news not in logger.filters:
         logger.addFilter(_is_news)
+    # peft imports bitsandbytes where it is installed, which misses an optional package whether it is used or not.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

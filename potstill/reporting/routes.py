@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from potstill.evaluation.metrics.significance import paired_difference
+from potstill.recipe import METRICS_WITHOUT_TEACHER
 from potstill.reporting import settings
 from potstill.reporting.formats import number, scaled, significant
 from potstill.reporting.row_scores import STUDENT, RowScores, read_scores
@@ -15,8 +16,8 @@ METRICS = ("perplexity", "forward_kl_nats", "rouge_l", "accuracy")
 
 
 def beside(run: Run) -> list[str]:
-    """A sentence for each stage after the one that makes the result and each figure that both have: never a winner
-    without an interval."""
+    """A sentence for each stage after the one that makes the result, with each figure that says the same of both: never
+    a winner without an interval, and no distances to two teachers."""
     planned = run.read("stages") or ()
     at = next((at for at, stage in enumerate(planned) if stage.get("is_result")), len(planned) - 1)
     return [
@@ -36,7 +37,10 @@ def _told(result: Run, other: Run, name: str) -> Iterator[str]:
 
 
 def _compared(result: Run, other: Run, metric: str) -> str | None:
-    """One figure of both, and its paired difference; None where it was not measured of the same examples."""
+    """One figure of both, and its paired difference; None where it was not measured of the same examples, or is a
+    distance to a teacher and they have not the same one."""
+    if metric not in METRICS_WITHOUT_TEACHER and settings.teacher(result) != settings.teacher(other):
+        return None
     values = [number(one.read(f"eval/{STUDENT}").get(metric)) for one in (result, other)]
     if None in values:
         return None

@@ -16,6 +16,7 @@ import torch
 import potstill
 from potstill import made_before, recipe_io, stages
 from potstill import stage as one_stage
+from potstill.checks import doctor
 from potstill.errors import ConfigError, ModelError, TeacherError
 from potstill.recipe import Recipe, Stage
 from potstill.recipes import METHODS
@@ -91,6 +92,8 @@ def test_a_chain_beside_its_direct_routes(place: Path, capsys: pytest.CaptureFix
     told = f"perplexity {significant(ours)} against {significant(theirs)}, ratio {significant(ours / theirs)} ["
     assert told in page
     assert "over 3 examples" in page
+    beside = page[page.index("Beside stage direct (") : page.index("Beside stage direct_longer")]
+    assert "forward_kl" not in beside  # of the chain's student it is to the assistant, of the direct one to the teacher
 
 
 def test_with_the_teacher_for_an_assistant_it_is_direct_distillation(place: Path) -> None:
@@ -183,13 +186,28 @@ def test_a_gate_stops_where_an_assistant_has_nothing_to_teach(place: Path) -> No
     [
         ({"learner": "nowhere"}, "student.student is nowhere: not found here"),
         ({"teacher": "nowhere"}, "assistant.teacher is nowhere: not found here"),
+        (
+            {"assistants": [2, 3], "learner": 1},
+            "assistant-2.student.keep_layers is 3, and what is cut there has 2",
+        ),
+        ({"assistants": [9]}, "assistant.student.keep_layers is 9, and what is cut there has 4 layers"),
+        (
+            {"assistants": ["other"], "learner": 3},
+            "student.student.keep_layers is 3, and what is cut there has 2",
+        ),
     ],
 )
 @pytest.mark.usefixtures("place")
-def test_a_model_that_is_not_there_is_refused_before_the_first_stage(settings: dict[str, Any], said: str) -> None:
+def test_models_that_are_not_there_or_too_small_are_refused_before_the_first_stage(
+    settings: dict[str, Any], said: str
+) -> None:
+    tiny.save(tiny.llama(7, layers=2), Path("other"))
     with pytest.raises(ModelError, match=said):
         train(run="late", **settings)
     assert not Path("runs/late").exists()
+    if "nowhere" not in settings.values():
+        (*_, last) = doctor.recipe("teacher_assistant", SMALL | settings, METHODS, False)
+        assert (last.status, said in last.detail) == ("bad", True)
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,9 @@ def test_a_misspelt_stage_is_told_with_those_there_are() -> None:
 
 
 def test_a_stages_setting_without_a_stage_is_told_where_it_stands() -> None:
-    assert fix_of("budget", {"steps": 3}) == f"It is a stage's: write warm-up.budget. {THERE}"
-    assert fix_of("learning_rate", 3) == f"It is a stage's: write warm-up.optimizer.learning_rate. {THERE}"
+    for key, value, own in (("budget", {"steps": 3}, "budget"), ("learning_rate", 3, "optimizer.learning_rate")):
+        told = f"It is a stage's: write warm-up.{own}, or all in the stage's place. {THERE}"
+        assert fix_of(key, value) == told
 
 
 def test_a_key_of_the_recipe_is_still_suggested() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from potstill.data import datasets
-from potstill.data.prepare import SKIPS, prepare, prepare_all
+from potstill.data.prepare import SKIPS, left_out, prepare, prepare_all
 from potstill.errors import DataError
 from potstill.recipe import Data
 from tests.unit.data.conftest import good_rows
@@ -24,6 +24,7 @@ def balanced(counts):
 def test_a_file_of_good_rows(rows_file, tokenizer):
     file = rows_file(good_rows(40))
     made = prepare(Data(path=str(file)), tokenizer)
+    assert left_out(made, Data()) is None
     assert [len(part) for part in (made.train, made.validation, made.heldout)] == [34, 2, 4]
     ids = [row.example_id for part in (made.train, made.validation, made.heldout) for row in part]
     assert sorted(ids) == sorted(f"rows.jsonl:{n}" for n in range(1, 41))
@@ -52,6 +53,10 @@ def test_counts_are_the_rows_they_count(rows_file, tokenizer):
     counts, parts = made.counts, {"train": made.train, "validation": made.validation, "heldout": made.heldout}
     assert (counts["rows"], counts["quarantined"], counts["skipped_long_prompts"], counts["used"]) == (40, 2, 3, 35)
     assert (counts["truncated_responses"], counts["truncated_share"]) == (2, round(2 / 35, 6))
+    assert left_out(made, Data(max_prompt_tokens=60, max_response_tokens=50)) == (
+        "3 of 40 rows are left out: their prompts are longer than data.max_prompt_tokens, 60; "
+        "2 of 35 responses are cut at data.max_response_tokens, 50"
+    )
     assert balanced(counts) == counts["rows"]
     for name, part in parts.items():
         own = counts["splits"][name]

@@ -296,7 +296,7 @@ def test_a_file_that_is_there_is_read_without_measuring(call: Run) -> None:
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (("--keep", "7"), "differs in count"),
+        (("--keep", "7"), "differs in count (8 there, 7 asked for)"),
         (("--limit", "10"), "differs in rows"),
         (("--measure", "random", "--layers", "all"), "differs in measure"),
         (("--keep", "17", "--out", "new.json"), "keep from 1 to 16"),
