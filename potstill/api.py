@@ -12,9 +12,9 @@ from filelock import FileLock, Timeout
 
 from potstill import recipe_io, run_models, stage, stages
 from potstill import run as runs
-from potstill.assembly import check_depths, check_models
 from potstill.checks.dry_run import Tried
 from potstill.checks.dry_run import dry_run as try_recipe
+from potstill.checks.models import check_depths, check_models
 from potstill.errors import ConfigError, PotstillError, Stopped
 from potstill.evaluation import standalone
 from potstill.evaluation.suites import chosen

@@ -77,7 +77,7 @@ def recipe(
 def _recipe_findings(
     target: str, overrides: Mapping[str, Any], methods: Mapping[str, Callable[..., Recipe]], allow_remote_code: bool
 ) -> Iterator[Finding]:
-    from potstill.assembly import check_depths
+    from potstill.checks.models import check_depths
     from potstill.stages import beforehand
 
     loaded = recipe_io.load(target, overrides, methods=methods)
