@@ -24,7 +24,6 @@ from potstill.training import trainer
 from tests import tiny
 from tests.e2e.conftest import SMALL
 
-# A teacher reads a rollout again after a restart, and that is counted.
 QUICK = SMALL | {
     "budget.steps": 2,
     "batch.size": 2,
