@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from potstill import objectives
-    from potstill.api import evaluate, report, resume, train
+    from potstill.api import build_cache, evaluate, report, resume, train
     from potstill.errors import PotstillError
     from potstill.recipe import Recipe
     from potstill.run import Run
 
-__all__ = ["PotstillError", "Recipe", "Run", "evaluate", "objectives", "report", "resume", "train"]
+__all__ = ["PotstillError", "Recipe", "Run", "build_cache", "evaluate", "objectives", "report", "resume", "train"]
 
 # Looked up on first use: torch and transformers take seconds to import, and `potstill --help` needs neither.
 _HOMES = {
@@ -24,6 +24,7 @@ _HOMES = {
     "resume": "potstill.api",
     "evaluate": "potstill.api",
     "report": "potstill.api",
+    "build_cache": "potstill.api",
     "PotstillError": "potstill.errors",
     "Recipe": "potstill.recipe",
     "Run": "potstill.run",

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from potstill import recipe_io, run_models, stage, stages
 from potstill import run as runs
+from potstill.cache_building import Built, Watch, build
 from potstill.checks.dry_run import Tried
 from potstill.checks.dry_run import dry_run as try_recipe
 from potstill.checks.models import check_depths, check_models
@@ -54,6 +55,28 @@ def train(recipe_or_method: str | Path | Recipe, *, allow_remote_code: bool = Fa
         for part in stages.parts(recipe, run, _conclude):
             stage.run(part.recipe, part.run, allow_remote_code=allow_remote_code)
     return run
+
+
+def build_cache(
+    recipe_or_method: str | Path | Recipe,
+    *,
+    watch: Watch | None = None,
+    allow_remote_code: bool = False,
+    **overrides: Any,
+) -> list[Built]:
+    """Ask the teachers of a recipe about all of its rows and keep what they say, for any run with the same models.
+
+    What is there already is not asked again.
+
+    Args: as for ``train``; ``watch`` is given a stream's name and how many of its rows are asked about, and returns
+        what is told the number of each batch.
+    Returns: of each stream where it is kept, and how many rows were asked about.
+    Raises: ConfigError where nothing of it can be kept; CacheError for a folder of something else, or a full disk; and
+        as ``train``.
+    """
+    recipe = recipe_io.load(recipe_or_method, overrides, methods=METHODS)
+    check_models(recipe, allow_remote_code)
+    return build(recipe, watch=watch or (lambda *_: lambda _: None), allow_remote_code=allow_remote_code)
 
 
 def dry_run(recipe_or_method: str | Path | Recipe, *, allow_remote_code: bool = False, **overrides: Any) -> list[Tried]:

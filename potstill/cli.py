@@ -14,6 +14,7 @@ from potstill.cli_annotate import EPILOG as ANNOTATE_EXAMPLES
 from potstill.cli_annotate import annotate
 from potstill.cli_attribute import EPILOG as ATTRIBUTE_EXAMPLES
 from potstill.cli_attribute import attribute
+from potstill.cli_cache import app as cache_app
 from potstill.cli_data import app as data_app
 from potstill.cli_evaluate import COMPARE_EXAMPLES, EVALUATE_EXAMPLES, SUITES_EXAMPLE, compare, evaluate, suites
 from potstill.cli_harness import EPILOG as HARNESS_EXAMPLES
@@ -161,6 +162,7 @@ app.command("sweep", epilog=SWEEP_EXAMPLES)(sweep)
 app.command("annotate", epilog=ANNOTATE_EXAMPLES)(annotate)
 app.command("attribute", epilog=ATTRIBUTE_EXAMPLES)(attribute)
 app.command("harness", epilog=HARNESS_EXAMPLES)(harness)
+app.add_typer(cache_app, name="cache")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")
 app.add_typer(judge_app, name="judge")

@@ -73,6 +73,8 @@ def run(recipe: schema.Recipe, run: Run, *, allow_remote_code: bool = False) -> 
             with _closing(parts.caches):
                 job = _job(bench, training, parts, terms)
                 state = fit(job, resume_from)
+            if parts.caches:
+                parts.caches.forget_replayed()
             _finish(bench, training, state, student, job.streams)
         _write_samples(bench)
         bench.runtime.barrier()
