@@ -131,10 +131,11 @@ class Caches:
         if folder not in self._open:
             runtime, about = self.runtime, {"teacher": model_of(self.stage, asked)[0]}
             place: dict[str, int] = {"rank": runtime.rank, "world_size": runtime.world_size}
+            writer = self._writer  # which all processes ask for together
             # All processes begin with the rows that the main one finds, whatever is written before they have opened it.
-            main = Store(folder, key, self._writer, about=about, **place) if runtime.is_main else None
+            main = Store(folder, key, writer, about=about, **place) if runtime.is_main else None
             found = runtime.share(None if main is None else main.state_dict())
-            store = Store(folder, key, self._writer, about=about, **place) if main is None else main
+            store = Store(folder, key, writer, about=about, **place) if main is None else main
             store.load_state_dict(found)
             self._open[folder] = store
         return self._open[folder]
