@@ -14,7 +14,7 @@ from potstill.data.prepare import Prepared
 from potstill.errors import TeacherError
 from potstill.models import adapters, layout, pruning, quantised, width
 from potstill.models.adapter_folder import is_adapter
-from potstill.models.families import Family, check_projection, family_of
+from potstill.models.families import Family, check_projection, family_of, pack
 from potstill.models.fingerprint import fingerprint_of
 from potstill.models.held import load_held
 from potstill.models.loading import Loaded, config_of, drawn, load, load_tokenizer, local_source, output_rows
@@ -126,6 +126,7 @@ def _local_teacher(
         loaded = load_held(name, asked, **where, allow_remote_code=allow_remote_code)
     family = family_of(loaded.model, vocab_size)
     check_projection(family, name)
+    pack(family, stage.packing)
     return LocalTeacher(family), loaded.size_on_disk
 
 
@@ -209,6 +210,7 @@ def build_student(
             adapters.restore(model, resume_from.student)
     family = family_of(model, vocab_size)
     check_projection(family, source)
+    pack(family, stage.packing)
     if stage.student.freeze_embeddings and not stage.adapter:  # which leaves nothing but itself to be trained
         pruning.freeze_embeddings(model)
     return Student(family, stored_dtype, size, made)

@@ -46,7 +46,8 @@ class DatasetSource:
         self.position = 0
 
     def next(self, share: Share, progress: float = 0.0) -> list[Batch]:
-        return list(batches(self.draw(share), share.micro_size, self.pad_id))
+        rows = by_length(self.draw(share), share.micro_size)
+        return list(batches(rows, share.micro_size, self.pad_id))
 
     def draw(self, share: Share) -> list[Tokenised]:
         """This process's examples of the next global batch."""
@@ -70,6 +71,17 @@ class DatasetSource:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.position = state["position"]
+
+
+def by_length(examples: Sequence[Tokenised], size: int) -> Sequence[Tokenised]:
+    """The longest first, where they are cut into several micro-batches: rows of like length need little padding.
+
+    Which rows a global batch has is not changed, and its loss does not depend on how it is cut. Most memory is taken
+    at the start, so what does not fit fails there.
+    """
+    if len(examples) <= size:
+        return examples
+    return sorted(examples, key=lambda row: len(row.prompt_ids) + len(row.response_ids), reverse=True)
 
 
 def batches(examples: Sequence[Tokenised], size: int, pad_id: int) -> Iterator[Batch]:
