@@ -106,7 +106,7 @@ class Causal(Family):
             at = (lengths.cumsum(0) - lengths + at.minimum(lengths - 1)).view(1, -1)
         rows = states.view(len(at), -1, states.shape[-1])
         at = at.clamp_max(rows.shape[1] - 1)[..., None].expand(-1, -1, rows.shape[-1])
-        return rows.gather(1, at).view(*batch.response_ids.shape, -1)
+        return rows.gather(1, at).view(*batch.response_ids.shape, rows.shape[-1])
 
     def predicting(self, batch: Batch) -> Bool[Tensor, "rows tokens"]:
         first, count = batch.prompt_mask.sum(1)[:, None] - 1, batch.response_mask.sum(1)[:, None]
@@ -160,7 +160,7 @@ class Seq2Seq(Family):
     def aligned(
         self, states: Float[Tensor, "rows tokens channel"], batch: Batch
     ) -> Float[Tensor, "batch response channel"]:
-        return states.view(*batch.response_ids.shape, -1)  # the decoder reads nothing but the response
+        return states.view(*batch.response_ids.shape, states.shape[-1])  # the decoder reads nothing but the response
 
     def predicting(self, batch: Batch) -> Bool[Tensor, "batch tokens"]:
         return batch.response_mask
