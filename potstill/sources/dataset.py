@@ -46,8 +46,7 @@ class DatasetSource:
         self.position = 0
 
     def next(self, share: Share, progress: float = 0.0) -> list[Batch]:
-        rows = by_length(self.draw(share), share.micro_size)
-        return list(batches(rows, share.micro_size, self.pad_id))
+        return micro_batches(self.draw(share), share, self.pad_id)
 
     def draw(self, share: Share) -> list[Tokenised]:
         """This process's examples of the next global batch."""
@@ -73,14 +72,17 @@ class DatasetSource:
         self.position = state["position"]
 
 
-def by_length(examples: Sequence[Tokenised], size: int) -> Sequence[Tokenised]:
-    """The longest first, where they are cut into several micro-batches: rows of like length need little padding.
+def micro_batches(examples: Sequence[Tokenised], share: Share, pad_id: int) -> list[Batch]:
+    """This process's examples of a global batch, cut: by length where that is allowed and there are several parts."""
+    in_order = share.by_length and len(examples) > share.micro_size
+    return list(batches(longest_first(examples) if in_order else examples, share.micro_size, pad_id))
 
-    Which rows a global batch has is not changed, and its loss does not depend on how it is cut. Most memory is taken
-    at the start, so what does not fit fails there.
+
+def longest_first(examples: Sequence[Tokenised]) -> list[Tokenised]:
+    """By length, so that neighbours need little padding; most memory is taken first, and what does not fit fails there.
+
+    Which examples a global batch has is not changed, and its loss does not depend on how it is cut.
     """
-    if len(examples) <= size:
-        return examples
     return sorted(examples, key=lambda row: len(row.prompt_ids) + len(row.response_ids), reverse=True)
 
 

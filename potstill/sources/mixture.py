@@ -14,7 +14,7 @@ import torch
 from potstill.data.examples import Tokenised
 from potstill.data.order import seed_of
 from potstill.schedules import DistillmSchedule, Schedule
-from potstill.sources.dataset import DatasetSource, batches, by_length
+from potstill.sources.dataset import DatasetSource, micro_batches
 from potstill.sources.rollout import RolloutSource
 from potstill.sources.source import Share, Source
 from potstill.types import Batch
@@ -84,7 +84,7 @@ class ReplaySource:
         else:
             rows = [row for row, _ in self._rollout.write(share)]
             self._buffer = [*self._buffer, *rows][-self._capacity :]
-        return list(batches(by_length(rows, share.micro_size), share.micro_size, self._data.pad_id))
+        return micro_batches(rows, share, self._data.pad_id)
 
     def _choose(self, chance: float, progress: float) -> Literal["data", "new", "replayed"]:
         if chance >= self._schedule.value(progress):

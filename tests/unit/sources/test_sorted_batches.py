@@ -9,8 +9,10 @@ import torch
 
 from potstill import recipe
 from potstill.data.examples import Tokenised
-from potstill.sources.dataset import DatasetSource, batches, by_length
+from potstill.sources.dataset import DatasetSource, batches, longest_first
 from potstill.sources.source import Share
+from potstill.training.step import LiveStream, train_step
+from potstill.training.terms import LiveTerm
 from potstill.types import Batch
 from tests import rollouts
 from tests.rollouts import VOCAB, Given, step
@@ -45,6 +47,31 @@ def test_a_global_batch_has_the_rows_that_are_drawn_the_longest_first() -> None:
     assert 2 * padding(sorted_ones) < padding(list(batches(drawn, 3, 0)))
 
 
+def test_rows_stay_as_they_are_drawn_where_they_may_not_be_sorted() -> None:
+    share = Share(12, 3, by_length=False)
+    drawn = [row.example_id for row in source().draw(share)]
+    assert [name for batch in source().next(share) for name in batch.example_ids] == drawn
+
+
+@pytest.mark.parametrize(("objective", "in_order"), [("hidden_cosine", True), ("hidden_correlation", False)])
+def test_what_goes_by_the_rows_of_a_micro_batch_is_given_them_as_they_are_drawn(objective: str, in_order: bool) -> None:
+    seen: list[Share] = []
+
+    class Asked(Given):
+        def next(self, share: Share, progress: float) -> list[Batch]:
+            seen.append(share)
+            return super().next(share, progress)
+
+    term = {"objective": {"name": objective, "channels": "all"}}
+    stream = recipe.Stream.model_validate({"name": "data", "signal": "logits", "terms": [term]})
+    live = LiveStream(stream, Asked([]), None, (LiveTerm("data", stream.terms[0]),))
+    batching = recipe.Batching(size=4, micro_size=2)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=0.0)
+    student = rollouts.gpt2(1)
+    train_step(student, student, optimizer, [live], batching, 1.0, rollouts.RUNTIME, progress=0.0, dropped=["data"])
+    assert [share.by_length for share in seen] == [in_order]
+
+
 def test_one_micro_batch_has_its_rows_as_they_are_drawn() -> None:
     (batch,) = source().next(Share(12, 12))
     assert batch.example_ids == tuple(row.example_id for row in source().draw(Share(12, 12)))
@@ -75,7 +102,7 @@ def test_loss_and_gradient_are_those_of_rows_as_they_are_drawn(reduction: str) -
     stream = recipe.Stream.model_validate({"name": "data", "signal": "logits", "terms": terms})
     drawn = source().draw(Share(12, 3))
     told = []
-    for given in (list(batches(drawn, 3, 0)), list(batches(by_length(drawn, 3), 3, 0))):
+    for given in (list(batches(drawn, 3, 0)), list(batches(longest_first(drawn), 3, 0))):
         told.append(step(student, teacher, stream, Given(given), size=12, micro_size=3))
     (expected, wanted), (found, gradient) = told
     assert found.loss == pytest.approx(expected.loss, abs=1e-10)
