@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import signal
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,8 +97,12 @@ def test_the_teacher_is_let_go_in_the_second_epoch_and_comes_back_to_be_measured
         return step(*arguments, **keywords)
 
     def noting(teacher: LocalTeacher) -> bool:
+        model = weakref.ref(teacher.family.model) if teacher.is_loaded else None
         went = unload(teacher)
-        let_go_at.extend([steps[0]] if went else [])
+        if went:
+            let_go_at.append(steps[0])
+            assert model is not None
+            assert model() is None  # nothing else holds it
         return went
 
     monkeypatch.setattr(trainer, "train_step", counting)
