@@ -87,14 +87,14 @@ def measure(recipe: schema.Recipe, run: Run, stop: StopRequest, allow_remote_cod
         own = pace_of(bench, student.family, _answered_sizes(bench), samples=_samples(bench))
     with peaks.of("training"):
         say("timing some steps")
-        probed = _probed(bench, parts, terms, clock)
+        probed = _probed(bench, parts, terms, clock, peaks)
     with peaks.of("saving"):
         say("writing a checkpoint")
         checkpoint_bytes = _save(bench, parts, clock)
         with clock.of("export"):
             _export(bench, student, run)
     with peaks.of("training"):
-        baseline = _baseline(bench, parts) if recipe.baseline == "equal_time_sft" else None
+        baseline = _baseline(parts, peaks) if recipe.baseline == "equal_time_sft" else None
     families = bench.teaching.families if bench.teaching else []
     return Measured(
         bench=bench,
@@ -175,7 +175,7 @@ def _answered_sizes(bench: Bench) -> set[int]:
 # --- Training ---------------------------------------------------------------------------------------------------------
 
 
-def _probed(bench: Bench, parts: Parts, terms: Any, clock: Clock) -> Probed:
+def _probed(bench: Bench, parts: Parts, terms: Any, clock: Clock, peaks: memory.Peaks) -> Probed:
     """The steps of a stage: those on rows that are there and those on rows that are written, where it has both."""
     families = [parts.student, *(bench.teaching.families if bench.teaching else [])]
     found, several = [], parts_of(parts.stage)
@@ -183,18 +183,18 @@ def _probed(bench: Bench, parts: Parts, terms: Any, clock: Clock) -> Probed:
         with clock.of("teacher_text"):
             few = stage.model_copy(update={"budget": schema.Budget(steps=ceil(PROMPTS / stage.batch.size))})
             streams = build_streams(replace(parts, stage=few), terms)
-        probed = probe(replace(parts, stage=stage), streams, families, joined=joined(parts.student))
+        probed = probe(replace(parts, stage=stage), streams, families, peaks.so_far, joined=joined(parts.student))
         found.append((share, less_writing(probed, updates_of(parts.stage))))
     folders = (parts.folder / "teacher_text").glob("*")
     clock.seconds["teacher_text"] = sum(seconds_of(folder) for folder in folders)
     return mixed(found)
 
 
-def _baseline(bench: Bench, parts: Parts) -> Probed:
+def _baseline(parts: Parts, peaks: memory.Peaks) -> Probed:
     """The steps of the student that is fine-tuned on the rows alone."""
     stage = assembly.equal_time_sft(parts.stage, seconds=1.0)
     alone = replace(parts, stage=stage, teaching=None)
-    return probe(alone, build_streams(alone), [parts.student], joined=joined(parts.student))
+    return probe(alone, build_streams(alone), [parts.student], peaks.so_far, joined=joined(parts.student))
 
 
 def _save(bench: Bench, parts: Parts, clock: Clock) -> int:

@@ -18,6 +18,9 @@ from potstill.models.families import Family
 from potstill.models.held import bytes_held
 from potstill.objectives.chunked import positions_in_a_product
 
+GIVEN_BACK = (
+    2**25
+)  # bytes from which on a tensor is given back to the system when it is freed: glibc's largest threshold
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 HIGHEST = "5"  # what makes Linux forget the peak: proc(5)
 
@@ -37,7 +40,7 @@ class Peaks:
         try:
             yield
         finally:
-            self.bytes[phase] = max(self.bytes.get(phase, 0), self._peak())
+            self.bytes[phase] = max(self.bytes.get(phase, 0), self.so_far())
 
     def now(self) -> int:
         """In use at this moment."""
@@ -51,7 +54,8 @@ class Peaks:
         elif self.exact:
             CLEAR.write_text(HIGHEST)
 
-    def _peak(self) -> int:
+    def so_far(self) -> int:
+        """The peak of the phase that is on."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
         return _highest() if self.exact else self.now()
@@ -139,10 +143,10 @@ def gradients(parameters: Iterable[Tensor]) -> int:
     return sum(p.nbytes for p in parameters if p.requires_grad)
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer) -> int:
-    """Of an optimizer that has taken a step."""
+def optimizer_state(optimizer: torch.optim.Optimizer, *, at_least: int = 0) -> int:
+    """Of an optimizer that has taken a step, in tensors of so many bytes or more."""
     kept = (value for state in optimizer.state.values() for value in state.values())
-    return sum(value.nbytes for value in kept if isinstance(value, Tensor))
+    return sum(value.nbytes for value in kept if isinstance(value, Tensor) and value.nbytes >= at_least)
 
 
 def loss_head(student: Family, *, with_teacher: bool, positions: int, computed_in: torch.dtype) -> int:

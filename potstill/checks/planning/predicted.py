@@ -43,8 +43,8 @@ def predicted(found: Measured, probe_seconds: float, *, is_first: bool = True) -
         flops=cost.flops,
         baseline_steps=baseline_steps,
         seconds={name: value for name, value in _seconds(found, steps, cost, text, baseline_steps, baseline) if value},
-        memory=_memory(found),
-        peaks=_peaks(found),
+        memory=_memory(found, steps),
+        peaks=dict(_peaks(found, steps)),
         disk=_disk(found, steps, baseline_steps),
         step_seconds=tuple(one.cost.seconds for one in found.training.taken),
         probe_seconds=probe_seconds,
@@ -140,8 +140,9 @@ def _teacher_text(found: Measured) -> float:
 # --- Bytes ------------------------------------------------------------------------------------------------------------
 
 
-def _memory(found: Measured) -> dict[str, int]:
-    """A training step, by what takes it; what is left of the measured peak is what allocators and temporaries have."""
+def _memory(found: Measured, steps: int) -> dict[str, int]:
+    """A training step, by what takes it. ``other``: what is left of the measured peak, temporaries and freed memory
+    that the process still has; ``growth``: more of the latter, over all steps."""
     counted = {
         "interpreter": found.interpreter,
         **found.weights,
@@ -152,13 +153,24 @@ def _memory(found: Measured) -> dict[str, int]:
     }
     tried, whole = _remembered(found, tried=True), _remembered(found)
     other = found.peaks.bytes["training"] - sum(counted.values()) - tried
-    return counted | {"remembered_states": whole, "other": max(0, other)}
+    rest = {"remembered_states": whole, "other": max(0, other), "growth": round(found.training.growth(steps))}
+    return counted | rest
 
 
-def _peaks(found: Measured) -> dict[str, int]:
-    """As they were, with all that will be remembered."""
+def _peaks(found: Measured, steps: int) -> Iterator[tuple[str, int]]:
+    """As they were, with all that will be remembered; and of what comes after training, which is not tried in full."""
+    seen, student = found.peaks.bytes, found.weights["student"]
     more = _remembered(found) - _remembered(found, tried=True)
-    return {phase: peak if phase == "setting_up" else peak + more for phase, peak in found.peaks.bytes.items()}
+    training = seen["training"] + more + round(found.training.growth(steps))
+    # The exported student is loaded while the trained one and its gradients are there, but not the optimizer.
+    after = training - found.training.given_back + student
+    yield "setting_up", seen["setting_up"]
+    yield "measuring", seen["measuring"] + more
+    yield "training", training
+    yield "saving", seen["saving"] + more
+    yield "measuring_student", after
+    if found.baseline:  # which is built while the student is there
+        yield "baseline", max(training, after) + student
 
 
 def _remembered(found: Measured, *, tried: bool = False) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from math import log
 from statistics import median
 from typing import Any
 
@@ -16,7 +17,7 @@ from potstill import recipe as schema
 from potstill import schedules
 from potstill.checks.planning.budget import Cost, total
 from potstill.checks.planning.lengths import Lengths, move_to, of_steps
-from potstill.checks.planning.memory import Kept, gradients, optimizer_state
+from potstill.checks.planning.memory import GIVEN_BACK, Kept, gradients, optimizer_state
 from potstill.models.families import Family
 from potstill.sources.dataset import DatasetSource
 from potstill.sources.source import Share, Source
@@ -50,16 +51,32 @@ class Probed:
     """What the steps of a stage cost.
 
     ``costs`` are those predicted of the first steps, in order; where rows are written as they come, of all of them one
-    mean. ``taken`` are the steps that were timed. ``kept``: bytes that the longest forward kept for its gradient.
-    ``trained`` is how many parameters there are with gradients of ``gradients`` bytes; ``optimizer`` is its state.
+    mean. ``taken`` are the steps that were timed. ``peaks`` are the bytes in use at the most after each step that was
+    taken. ``kept``: bytes that the longest forward kept for its gradient. ``trained`` is how many parameters there are
+    with gradients of ``gradients`` bytes; ``optimizer`` is its state, ``given_back`` what of that leaves the process
+    when it is freed.
     """
 
     costs: tuple[Cost, ...]
     taken: tuple[Taken, ...]
+    peaks: tuple[int, ...]
     kept: int
     trained: int
     gradients: int
     optimizer: int
+    given_back: int
+
+    def growth(self, steps: int) -> float:
+        """Bytes by which the peak grows from the steps that were taken to all of them.
+
+        Freed memory is in pieces, and libraries keep what they made for each length they have seen (oneDNN about a
+        megabyte, for each bfloat16 product): new to a process less and less often. In runs that were watched the peak
+        followed the logarithm of the number of steps.
+        """
+        if len(self.peaks) < 2 or steps <= len(self.peaks):
+            return 0.0
+        _, slope = line([log(step) for step in range(1, len(self.peaks) + 1)], self.peaks)
+        return slope * log(steps / len(self.peaks))
 
 
 # --- Sources that write -----------------------------------------------------------------------------------------------
@@ -149,6 +166,8 @@ class Steps:
     families: Sequence[Family]  # whose work is counted
     share: Share
     optimizer: torch.optim.Optimizer
+    peak: Callable[[], int]
+    peaks: list[int] = field(default_factory=list)
 
     def take(self, step: int) -> tuple[Cost, Cost]:
         """The cost of a step with this number, and of the writing in it."""
@@ -172,16 +191,20 @@ class Steps:
                 out,
             )
         cost = Cost(time.perf_counter() - begun, meter.flops, result.response_tokens)
+        self.peaks.append(self.peak())
         return cost, total(source.cost for source in sources)
 
 
-def probe(parts: Parts, streams: Sequence[LiveStream], families: Sequence[Family], *, joined: bool) -> Probed:
+def probe(
+    parts: Parts, streams: Sequence[LiveStream], families: Sequence[Family], peak: Callable[[], int], *, joined: bool
+) -> Probed:
     """Take a few steps of a stage, typical ones and the longest, and tell from them what all of its steps cost.
 
     The learning rate is that of the very first step, so the student stays nearly what it was.
 
     Args:
-        parts: of the streams. families: the models whose work is counted. joined: as for ``lengths.fed``.
+        parts: of the streams. families: the models whose work is counted. peak: tells the bytes in use at the most.
+        joined: as for ``lengths.fed``.
     """
     stage, student = parts.stage, parts.student
     micro = min(stage.batch.size, 8) if stage.batch.micro_size == "auto" else stage.batch.micro_size
@@ -189,7 +212,7 @@ def probe(parts: Parts, streams: Sequence[LiveStream], families: Sequence[Family
     matches = nn.ModuleList([match for stream in streams for match in stream.matches])
     optimizer = optim.build(nn.ModuleList([student, matches]), stage.optimizer)
     optim.set_learning_rate(optimizer, stage.optimizer, 0.0)
-    steps, kept = Steps(parts, watched(streams), families, share, optimizer), Kept(student.parameters())
+    steps, kept = Steps(parts, watched(streams), families, share, optimizer, peak), Kept(student.parameters())
     at_hand = all(isinstance(stream.source, DatasetSource) for stream in streams)
     looked_at = min(stage.budget.steps or LOOKED_AT, LOOKED_AT)
     lengths = of_steps(streams, share, range(looked_at), parts.seed, joined=joined) if at_hand else []
@@ -206,10 +229,12 @@ def probe(parts: Parts, streams: Sequence[LiveStream], families: Sequence[Family
     return Probed(
         costs=tuple(_costs(lengths, taken)) if lengths else (_mean(taken),),
         taken=tuple(taken),
+        peaks=tuple(steps.peaks),
         kept=kept.most,
         trained=sum(p.numel() for p in trained),
         gradients=gradients(trained),
         optimizer=optimizer_state(optimizer),
+        given_back=optimizer_state(optimizer, at_least=GIVEN_BACK),
     )
 
 

@@ -107,18 +107,27 @@ def taken(seconds: float, writing: float) -> Taken:
 
 
 def test_what_is_written_once_and_trained_on_twice_costs_half() -> None:
-    probed = Probed((Cost(5.0, 100.0, 10),), (taken(5.0, 3.0), taken(5.0, 3.0)), 0, 0, 0, 0)
+    probed = Probed((Cost(5.0, 100.0, 10),), (taken(5.0, 3.0), taken(5.0, 3.0)), (), 0, 0, 0, 0, 0)
     assert less_writing(probed, 2).costs == (Cost(3.5, 80.0, 10),)
     assert less_writing(probed, 1) is probed
 
 
 def test_steps_of_two_kinds_cost_what_their_shares_say() -> None:
-    cheap = Probed((Cost(1.0, 10.0, 4), Cost(3.0, 30.0, 8)), (taken(1.0, 0),), 5, 1, 2, 3)
-    dear = Probed((Cost(10.0, 100.0, 20),), (taken(10.0, 6.0),), 7, 1, 2, 3)
+    cheap = Probed((Cost(1.0, 10.0, 4), Cost(3.0, 30.0, 8)), (taken(1.0, 0),), (), 5, 1, 2, 3, 0)
+    dear = Probed((Cost(10.0, 100.0, 20),), (taken(10.0, 6.0),), (), 7, 1, 2, 3, 0)
     both = mixed([(0.75, cheap), (0.25, dear)])
     assert both.costs == (Cost(4.0, 40.0, 9.5),)
     assert both.kept == 7
     assert mixed([(1.0, cheap)]) is cheap
+
+
+def test_a_peak_that_grows_with_the_logarithm_goes_on_so() -> None:
+    peaks = tuple(round(1e9 + 1e8 * math.log(step)) for step in range(1, 9))
+    probed = Probed((Cost(1.0),), (), peaks, 0, 0, 0, 0, 0)
+    assert probed.growth(120) == pytest.approx(1e8 * math.log(120 / 8), rel=1e-6)
+    assert probed.growth(8) == 0
+    level = Probed((Cost(1.0),), (), (5, 5, 5), 0, 0, 0, 0, 0)
+    assert level.growth(10**6) == 0
 
 
 def test_a_mixture_is_looked_at_part_by_part() -> None:
