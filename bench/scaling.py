@@ -17,6 +17,7 @@ import json
 import math
 import os
 import platform
+import random
 import re
 import subprocess
 import sys
@@ -144,6 +145,14 @@ def one_step(setting: Setting, repeats: int) -> dict[str, float]:
 # --- Rows -------------------------------------------------------------------------------------------------------------
 
 
+def written_rows(count: int) -> Iterator[dict[str, str]]:
+    """Rows of eight words and eight more, drawn from 5,000: no two have runs of words in common but by chance."""
+    drawn = random.Random(0)
+    words = ["".join(drawn.choices("abcdefghijklmnopqrstuvwxyz", k=5)) for _ in range(5000)]
+    for _ in range(count):
+        yield {"prompt": " ".join(drawn.choices(words, k=8)), "response": " ".join(drawn.choices(words, k=8))}
+
+
 def loader(count: int) -> dict[str, float]:
     """Reading, tokenising and splitting rows of a file, and then drawing batches of eight from them."""
     from potstill.data.prepare import prepare
@@ -156,9 +165,7 @@ def loader(count: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.jsonl"
         with file.open("w", encoding="utf-8") as handle:
-            for at in range(count):
-                row = {"prompt": f"Name the number after {at}.", "response": f"After {at} there is {at + 1}."}
-                handle.write(json.dumps(row) + "\n")
+            handle.writelines(json.dumps(row) + "\n" for row in written_rows(count))
         before, begun = forget_peak(), time.process_time()
         data = prepare(Data(path=str(file), template="none"), tokenizer)
         seconds = time.process_time() - begun

