@@ -215,7 +215,7 @@ def _unknown(found: Measured, is_first: bool) -> Iterator[str]:
     if any(rollout and rollout.policy.name != "teacher" for rollout in map(schema.rollout_of, sources)):
         yield "how long responses become as the student learns: those that were timed are the untouched student's"
     if any(isinstance(source, schema.ReplaySource) for source in sources):
-        yield "how much is written anew and how much replayed: all is taken to be written anew"
+        yield "how the share of a replay adapts: it is taken to stay as it begins, and all of it to be written anew"
     if not is_first:
         yield "how the stages before leave their students: untrained ones stand for them"
     if not found.peaks.exact:
