@@ -1,4 +1,4 @@
-"""The verbs of potstill: train, resume, evaluate, report. The command line calls these and nothing else."""
+"""The verbs of potstill: plan, train, resume, evaluate, report. The command line calls these and nothing else."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from potstill.cache_building import Built, Watch, build
 from potstill.checks.dry_run import Tried
 from potstill.checks.dry_run import dry_run as try_recipe
 from potstill.checks.models import check_depths, check_models
+from potstill.checks.plan import plan as plan_recipe
+from potstill.checks.planning.results import Plan
 from potstill.errors import ConfigError, PotstillError, Stopped
 from potstill.evaluation import standalone
 from potstill.evaluation.suites import chosen
@@ -88,6 +90,19 @@ def dry_run(recipe_or_method: str | Path | Recipe, *, allow_remote_code: bool = 
     """
     recipe = recipe_io.load(recipe_or_method, overrides, methods=METHODS)
     return try_recipe(recipe, _conclude, allow_remote_code=allow_remote_code)
+
+
+def plan(recipe_or_method: str | Path | Recipe, *, allow_remote_code: bool = False, **overrides: Any) -> Plan:
+    """What a recipe will take on this machine, from a few steps that are measured: see ``checks.plan``.
+
+    Args: as for ``train``.
+    Returns: parameters, steps, operations, and seconds, memory and disk by what takes them, of each stage.
+    Raises: as ``train``; nothing is kept.
+    """
+    recipe = recipe_io.load(recipe_or_method, overrides, methods=METHODS)
+    check_models(recipe, allow_remote_code)
+    check_depths(recipe, allow_remote_code)
+    return plan_recipe(recipe, allow_remote_code=allow_remote_code)
 
 
 def resume(run: str | Path | Run, *, allow_remote_code: bool = False) -> Run:

@@ -21,6 +21,8 @@ from potstill.cli_harness import EPILOG as HARNESS_EXAMPLES
 from potstill.cli_harness import harness
 from potstill.cli_judge import app as judge_app
 from potstill.cli_options import Format, FormatOption, RemoteCode
+from potstill.cli_plan import EPILOG as PLAN_EXAMPLES
+from potstill.cli_plan import plan
 from potstill.cli_recipes import app as recipes_app
 from potstill.cli_sweep import EPILOG as SWEEP_EXAMPLES
 from potstill.cli_sweep import sweep
@@ -155,6 +157,7 @@ def selftest(
         raise typer.Exit(1)
 
 
+app.command("plan", epilog=PLAN_EXAMPLES)(plan)
 app.command("evaluate", epilog=EVALUATE_EXAMPLES)(evaluate)
 app.command("suites", epilog=SUITES_EXAMPLE)(suites)
 app.command("compare", epilog=COMPARE_EXAMPLES)(compare)
