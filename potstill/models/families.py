@@ -51,6 +51,10 @@ class Family(nn.Module, ABC):
         ``rows`` and ``tokens`` are those of what the decoder reads in ``forward``.
         """
 
+    @abstractmethod
+    def num_positions(self, batch: Batch) -> tuple[int, ...]:
+        """Positions that its layers compute for a batch, padding included; of an encoder's and of a decoder's apart."""
+
     @property
     def head(self) -> Head:
         """The output embedding with whatever the family does to its logits (soft cap, scale)."""
@@ -115,6 +119,10 @@ class Causal(Family):
         lengths = self._end_to_end(batch)
         return found[real_of(found, lengths)][None] if lengths else found
 
+    def num_positions(self, batch: Batch) -> tuple[int, ...]:
+        lengths = _lengths(batch)
+        return (int(lengths.sum() if self._end_to_end(batch) else len(lengths) * lengths.max()),)
+
     def _end_to_end(self, batch: Batch) -> list[int]:
         """The lengths of a batch's rows where the model reads them as one; none where it reads a padded rectangle."""
         if self.packing is None:
@@ -164,6 +172,9 @@ class Seq2Seq(Family):
 
     def predicting(self, batch: Batch) -> Bool[Tensor, "batch tokens"]:
         return batch.response_mask
+
+    def num_positions(self, batch: Batch) -> tuple[int, ...]:
+        return source_of(batch)[0].numel(), batch.response_ids.numel()
 
     def generation_inputs(self, batch: Batch) -> dict[str, Any]:
         from transformers.cache_utils import DynamicCache, EncoderDecoderCache

@@ -243,3 +243,17 @@ optimizer.step()
 took("optimizer")
 print(json.dumps(found))
 """
+
+
+@pytest.mark.parametrize("settings", [{}, {"signal": "top_k"}])
+def test_a_teachers_cache_is_as_large_as_it_then_becomes(workspace: Path, settings: dict[str, Any]) -> None:
+    asked = settings | {"teacher.cache": "auto", "budget.steps": 20}
+    stage = planned("kd", **asked)
+    assert any("every step is timed with a live teacher" in line for line in stage.unknown)
+    assert not (workspace / "caches").exists()
+    potstill.train("kd", run="run", **(SMALL | asked))
+    size = sum(
+        file.stat().st_size for suffix in ("rows", "index") for file in (workspace / "caches").rglob(f"*.{suffix}")
+    )
+    assert stage.disk["teacher_cache"] == pytest.approx(size, rel=1e-3)
+    assert "teacher_cache" not in planned("kd").disk

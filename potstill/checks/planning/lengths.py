@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from potstill.data.examples import Tokenised
 from potstill.sources.dataset import DatasetSource
-from potstill.sources.source import Share
+from potstill.streams import Parts
 from potstill.training.dropping import dropped
-from potstill.training.step import LiveStream
+from potstill.training.step import LiveStream, share_of
 
 
 @dataclass(frozen=True)
@@ -38,38 +38,31 @@ def fed(rows: Sequence[Tokenised], size: int, *, joined: bool) -> tuple[float, .
     return float(prompts), float(sum(len(part) * max(len(row.response_ids) for row in part) for part in cut))
 
 
-def of_steps(
-    streams: Sequence[LiveStream], share: Share, steps: Iterable[int], seed: int, *, joined: bool
-) -> list[Lengths]:
-    """Of the steps with these numbers, where all streams draw rows that are there; their sources stay where they are.
-
-    Args:
-        share: the batch. seed: the recipe's. joined: as for ``fed``.
-    """
+def of_steps(streams: Sequence[LiveStream], parts: Parts, steps: Iterable[int]) -> list[Lengths]:
+    """Of the steps with these numbers, where all streams draw rows that are there; sources stay where they are."""
     sources = [stream.source for stream in streams]
     assert all(isinstance(source, DatasetSource) for source in sources)
     before = [source.position for source in sources]  # type: ignore[attr-defined]
-    found = [_of_step(streams, share, step, seed, joined) for step in steps]
+    found = [_of_step(streams, parts, step) for step in steps]
     for source, position in zip(sources, before, strict=True):
         source.position = position  # type: ignore[attr-defined]
     return found
 
 
-def _of_step(streams: Sequence[LiveStream], share: Share, step: int, seed: int, joined: bool) -> Lengths:
+def _of_step(streams: Sequence[LiveStream], parts: Parts, step: int) -> Lengths:
     positions: tuple[float, ...] = ()
-    tokens, out = 0, dropped([stream.spec for stream in streams], seed, step)
-    move_to(streams, step, share)
+    tokens, out = 0, dropped([stream.spec for stream in streams], parts.seed, step)
+    move_to(streams, step, parts.stage.batch.size)
     for stream in streams:
-        assert isinstance(stream.source, DatasetSource)
-        rows = stream.source.draw(share)
-        alone = fed(rows, share.micro_size, joined=joined)
-        positions += tuple(0.0 for _ in alone) if stream.spec.name in out else alone
-        tokens += 0 if stream.spec.name in out else sum(len(row.response_ids) for row in rows)
+        batches = stream.source.next(share_of(stream, parts.stage.batch, parts.runtime), 0.0)
+        alone = [float(sum(of)) for of in zip(*map(parts.student.num_positions, batches), strict=True)]
+        positions += tuple(0.0 for _ in alone) if stream.spec.name in out else tuple(alone)
+        tokens += 0 if stream.spec.name in out else sum(batch.num_response_tokens for batch in batches)
     return Lengths(positions, tokens)
 
 
-def move_to(streams: Sequence[LiveStream], step: int, share: Share) -> None:
+def move_to(streams: Sequence[LiveStream], step: int, batch_size: int) -> None:
     """Let what is drawn next be what a run draws at a step."""
     for stream in streams:
         if isinstance(stream.source, DatasetSource):
-            stream.source.position = step * share.batch_size
+            stream.source.position = step * batch_size

@@ -183,7 +183,7 @@ def _probed(bench: Bench, parts: Parts, terms: Any, clock: Clock, peaks: memory.
         with clock.of("teacher_text"):
             few = stage.model_copy(update={"budget": schema.Budget(steps=ceil(PROMPTS / stage.batch.size))})
             streams = build_streams(replace(parts, stage=few), terms)
-        probed = probe(replace(parts, stage=stage), streams, families, peaks.so_far, joined=joined(parts.student))
+        probed = probe(replace(parts, stage=stage), streams, families, peaks.so_far)
         found.append((share, less_writing(probed, updates_of(parts.stage))))
     folders = (parts.folder / "teacher_text").glob("*")
     clock.seconds["teacher_text"] = sum(seconds_of(folder) for folder in folders)
@@ -194,7 +194,7 @@ def _baseline(parts: Parts, peaks: memory.Peaks) -> Probed:
     """The steps of the student that is fine-tuned on the rows alone."""
     stage = assembly.equal_time_sft(parts.stage, seconds=1.0)
     alone = replace(parts, stage=stage, teaching=None)
-    return probe(alone, build_streams(alone), [parts.student], peaks.so_far, joined=joined(parts.student))
+    return probe(alone, build_streams(alone), [parts.student], peaks.so_far)
 
 
 def _save(bench: Bench, parts: Parts, clock: Clock) -> int:

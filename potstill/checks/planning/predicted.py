@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from math import ceil
 
 from potstill import recipe as schema
+from potstill.caching import Caches, estimate
 from potstill.checks.planning.budget import Cost, checkpoints, cost_of, steps_in, validations
 from potstill.checks.planning.lengths import fed
 from potstill.checks.planning.measured import PROMPTS, Measured
@@ -201,8 +202,22 @@ def _disk(found: Measured, steps: int, baseline_steps: int) -> dict[str, int]:
 
 
 def _teacher_cache(found: Measured) -> int:
-    """What a teacher said of the train rows, where that is kept on disk. No recipe can ask for it yet."""
-    return 0
+    """Bytes of what teachers say of the train rows, where that is kept on disk."""
+    bench = found.bench
+    stage, total = bench.recipe.stage, 0.0
+    for stream in stage.streams:
+        if _is_kept(stage, stream) and bench.teaching:
+            caches = Caches(stage, bench.teaching, bench.runtime, bench.run.path, bench.recipe.seed)
+            rows = bench.data.views.get(stream.name, bench.data.train)
+            total += estimate(caches.form_of(stream), rows)
+    return round(total)
+
+
+def _is_kept(stage: schema.Stage, stream: schema.Stream) -> bool:
+    """Whether a run would keep what a teacher says in a stream of the data."""
+    if stream.not_cacheable or isinstance(stream.source, schema.RolloutSource):
+        return False
+    return stage.all_teachers[stream.teacher].cache.when != "never"
 
 
 # --- What is not known ------------------------------------------------------------------------------------------------
@@ -216,6 +231,8 @@ def _unknown(found: Measured, is_first: bool) -> Iterator[str]:
         yield "how long responses become as the student learns: those that were timed are the untouched student's"
     if any(isinstance(source, schema.ReplaySource) for source in sources):
         yield "how the share of a replay adapts: it is taken to stay as it begins, and all of it to be written anew"
+    if any(_is_kept(stage, stream) for stream in stage.streams):
+        yield "what a teacher's cache saves: every step is timed with a live teacher, and those that read are faster"
     if not is_first:
         yield "how the stages before leave their students: untrained ones stand for them"
     if not found.peaks.exact:

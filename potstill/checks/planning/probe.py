@@ -164,7 +164,6 @@ class Steps:
     parts: Parts
     streams: Sequence[LiveStream]
     families: Sequence[Family]  # whose work is counted
-    share: Share
     optimizer: torch.optim.Optimizer
     peak: Callable[[], int]
     peaks: list[int] = field(default_factory=list)
@@ -172,7 +171,7 @@ class Steps:
     def take(self, step: int) -> tuple[Cost, Cost]:
         """The cost of a step with this number, and of the writing in it."""
         stage, runtime, student = self.parts.stage, self.parts.runtime, self.parts.student
-        move_to(self.streams, step, self.share)
+        move_to(self.streams, step, stage.batch.size)
         sources = [stream.source for stream in self.streams if isinstance(stream.source, Watched)]
         out = dropped([stream.spec for stream in self.streams], self.parts.seed, step)
         begun = time.perf_counter()
@@ -195,27 +194,22 @@ class Steps:
         return cost, total(source.cost for source in sources)
 
 
-def probe(
-    parts: Parts, streams: Sequence[LiveStream], families: Sequence[Family], peak: Callable[[], int], *, joined: bool
-) -> Probed:
+def probe(parts: Parts, streams: Sequence[LiveStream], families: Sequence[Family], peak: Callable[[], int]) -> Probed:
     """Take a few steps of a stage, typical ones and the longest, and tell from them what all of its steps cost.
 
     The learning rate is that of the very first step, so the student stays nearly what it was.
 
     Args:
         parts: of the streams. families: the models whose work is counted. peak: tells the bytes in use at the most.
-        joined: as for ``lengths.fed``.
     """
     stage, student = parts.stage, parts.student
-    micro = min(stage.batch.size, 8) if stage.batch.micro_size == "auto" else stage.batch.micro_size
-    share = Share(stage.batch.size, micro)
     matches = nn.ModuleList([match for stream in streams for match in stream.matches])
     optimizer = optim.build(nn.ModuleList([student, matches]), stage.optimizer)
     optim.set_learning_rate(optimizer, stage.optimizer, 0.0)
-    steps, kept = Steps(parts, watched(streams), families, share, optimizer, peak), Kept(student.parameters())
+    steps, kept = Steps(parts, watched(streams), families, optimizer, peak), Kept(student.parameters())
     at_hand = all(isinstance(stream.source, DatasetSource) for stream in streams)
     looked_at = min(stage.budget.steps or LOOKED_AT, LOOKED_AT)
-    lengths = of_steps(streams, share, range(looked_at), parts.seed, joined=joined) if at_hand else []
+    lengths = of_steps(streams, parts, range(looked_at)) if at_hand else []
     order = sorted(range(len(lengths)), key=lambda step: lengths[step].all_positions)
     with ExitStack() as stack:
         stack.enter_context(training(student, dropout=stage.dropout))
