@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MIN_CHUNK = 128  # positions in a matrix product: fewer leave it waiting for the weights
 GPU_CHUNK = 1024
-CPU_BLOCK = 2**18  # logits an objective sees at once: 1 MiB in float32, about a core's second-level cache
+CPU_BLOCK = 2**17  # logits an objective sees at once: 1 MiB in float32, about a core's second-level cache
 GPU_BLOCK = 2**26  # 256 MiB: large for its kernels, small beside the models; not measured
 
 
