@@ -51,9 +51,14 @@ class Teaching:
         return self.named(stream.teacher)
 
     @property
+    def all(self) -> list[LocalTeacher]:
+        """All teachers."""
+        return [self.teacher, *self.others.values()]
+
+    @property
     def families(self) -> list[Family]:
-        """The models of all teachers."""
-        return [self.teacher.family, *(other.family for other in self.others.values())]
+        """The models of all teachers, in memory."""
+        return [teacher.family for teacher in self.all]
 
 
 @dataclass(frozen=True)
@@ -106,27 +111,44 @@ def load_teaching(stage: schema.Stage, tokenizer: Any, runtime: Runtime, allow_r
     shared = shared_vocabulary_of(stage, tokenizer, allow_remote_code)
     loaded: dict[str, tuple[LocalTeacher, int]] = {}
     for asked in stage.all_teachers.values():
-        if asked.model_dump_json() not in loaded:  # one that is named twice is in memory once
-            loaded[asked.model_dump_json()] = _local_teacher(stage, asked, shared.size, runtime, allow_remote_code)
-    teacher, size_on_disk = loaded[stage.teacher.model_dump_json()]
-    others = {name: loaded[other.model_dump_json()][0] for name, other in stage.teachers.items()}
+        if _model(asked) not in loaded:  # one that is named twice is in memory once
+            loaded[_model(asked)] = _local_teacher(stage, asked, shared.size, runtime, allow_remote_code)
+    teacher, size_on_disk = loaded[_model(stage.teacher)]
+    others = {name: loaded[_model(other)][0] for name, other in stage.teachers.items()}
     return Teaching(teacher, Remembering(teacher), shared.size, shared.note, size_on_disk, others)
+
+
+def _model(asked: schema.AnyTeacher) -> str:
+    """What says whether two teachers are one model, held alike."""
+    return asked.model_dump_json(exclude={"cache"})
 
 
 def _local_teacher(
     stage: schema.Stage, asked: schema.AnyTeacher, vocab_size: int, runtime: Runtime, allow_remote_code: bool
 ) -> tuple[LocalTeacher, int]:
-    """A teacher in memory, and its size on disk in bytes."""
+    """A teacher in memory, and its size on disk in bytes.
+
+    It may be let go and loaded again; not so a base, whose weights are the student's.
+    """
     name, revision = model_of(stage, asked)
     if isinstance(asked, schema.BaseTeacher):  # the student is put around its weights
         loaded = _untouched(stage, runtime, name, revision=revision, allow_remote_code=allow_remote_code)
         quantise(loaded.model, stage.adapter, runtime)
-    else:
+        return LocalTeacher(_checked(loaded, vocab_size)), loaded.size_on_disk
+
+    def held() -> Loaded:
         where: dict[str, Any] = {"dtype": runtime.dtype, "device": runtime.device, "revision": revision}
-        loaded = load_held(name, asked, **where, allow_remote_code=allow_remote_code)
+        return load_held(name, asked, **where, allow_remote_code=allow_remote_code)
+
+    loaded = held()
+    return LocalTeacher(_checked(loaded, vocab_size), lambda: family_of(held().model, vocab_size)), loaded.size_on_disk
+
+
+def _checked(loaded: Loaded, vocab_size: int) -> Family:
+    """The adapter of a model whose logits are as we compute them. Raises: ModelError."""
     family = family_of(loaded.model, vocab_size)
-    check_projection(family, name)
-    return LocalTeacher(family), loaded.size_on_disk
+    check_projection(family, loaded.name)
+    return family
 
 
 def shared_vocabulary_of(stage: schema.Stage, tokenizer: Any, allow_remote_code: bool) -> SharedVocabulary:

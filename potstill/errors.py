@@ -74,6 +74,12 @@ class CheckpointError(PotstillError):
     """No usable checkpoint, or one that belongs to another run."""
 
 
+class CacheError(PotstillError):
+    """A cache of what a teacher has said that belongs to something else, is damaged, or has no room."""
+
+    exit_code = 2
+
+
 class NumericsError(PotstillError):
     """A loss, gradient or teacher logit that is not finite. The student is left as it was before the step."""
 

@@ -10,14 +10,15 @@ import resource
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from potstill import assembly
 from potstill import recipe as schema
-from potstill.assembly import Student
+from potstill.assembly import Student, Teaching
 from potstill.bench import Bench, say, set_up
+from potstill.caching import Caches
 from potstill.errors import TeacherError
 from potstill.evaluation.evaluator import measure
 from potstill.evaluation.generation import greedy_figures
@@ -34,6 +35,7 @@ from potstill.streams import Parts, build_streams, build_terms
 from potstill.training import checkpoint
 from potstill.training.checkpoint import Checkpoint
 from potstill.training.signals import listening
+from potstill.training.step import LiveStream
 from potstill.training.trainer import Job, State, fit
 
 MUCH_OUTSIDE = 0.001  # of a teacher's probability on rows that are left out: worth a word
@@ -68,8 +70,10 @@ def run(recipe: schema.Recipe, run: Run, *, allow_remote_code: bool = False) -> 
             _measure_teacher(bench)
             _measure_untouched(bench, training, student, resume_from)
             _check_gate(bench, training)
-            state = fit(_job(bench, training, parts, terms), resume_from)
-            _finish(bench, training, state, student)
+            with _closing(parts.caches):
+                job = _job(bench, training, parts, terms)
+                state = fit(job, resume_from)
+            _finish(bench, training, state, student, job.streams)
         _write_samples(bench)
         bench.runtime.barrier()
 
@@ -84,9 +88,9 @@ def _trainings(bench: Bench) -> Iterator[Training]:
 
 
 def _seconds_spent(run: Run) -> float:
-    """What the student has cost: its training, and the writing of its teacher's text."""
+    """What the student has cost: its training, the writing of its teacher's text, and what was kept before it ran."""
     cost = run.read("cost")
-    return float(cost["training_s"] + cost["teacher_text_s"])
+    return float(cost["training_s"] + cost["teacher_text_s"] + cost.get("teacher_cache_s", 0.0))
 
 
 def _student(bench: Bench, training: Training, resume_from: Checkpoint | None) -> Student:
@@ -118,8 +122,22 @@ def _student(bench: Bench, training: Training, resume_from: Checkpoint | None) -
     return student
 
 
+@contextmanager
+def _closing(caches: Caches | None) -> Iterator[None]:
+    """Finish what is written to caches, however training ends."""
+    try:
+        yield
+    finally:
+        if caches:
+            caches.close()
+
+
 def _parts(bench: Bench, training: Training, student: Student) -> Parts:
+    caches = None
+    if bench.teaching and training.stage.teacher:
+        caches = Caches(training.stage, bench.teaching, bench.runtime, training.run.path, bench.recipe.seed)
     return Parts(
+        caches=caches,
         stage=training.stage,
         data=bench.data,
         plain_text=bench.plain_text,
@@ -146,20 +164,49 @@ def _job(bench: Bench, training: Training, parts: Parts, terms: Sequence[Terms])
                 figures |= greedy_figures(student, bench.tokenizer, answered, asked, stage.data.target)
         return figures
 
+    streams = build_streams(parts, terms)
+    if bench.runtime.is_main:
+        for stream in streams:
+            _say_kept(stream)
     return Job(
         stage=stage,
         run=training.run,
         runtime=bench.runtime,
         student=student,
-        teachers=bench.teaching.families if bench.teaching else [],
+        teachers=bench.teaching.all if bench.teaching else [],
         tokenizer=bench.tokenizer,
-        streams=build_streams(parts, terms),
+        streams=streams,
         validate=validate,
         examples_per_epoch=len(bench.data.train),
         seed=bench.recipe.seed,
         stop=bench.stop,
         label={"student_after": bench.recipe.method, "equal_time_sft": "equal-time sft"}[training.label],
+        rest=_Rest(bench.teaching, streams) if bench.teaching else lambda: None,
     )
+
+
+class _Rest:
+    """Lets teachers go that have said all they were asked: to every stream, and at a whole validation."""
+
+    def __init__(self, teaching: Teaching, streams: Sequence[LiveStream]):
+        self._teaching, self._streams = teaching, streams
+        self._asked_before = -1  # at validations
+
+    def __call__(self) -> None:
+        examiner = self._teaching.examiner
+        validated, self._asked_before = examiner.num_asked == self._asked_before, examiner.num_asked
+        for teacher in self._teaching.all:
+            own = [stream for stream in self._streams if self._teaching.of(stream.spec) is teacher]
+            examines = teacher is self._teaching.teacher and not validated
+            if any(stream.cache for stream in own) and all(stream.is_taught for stream in own) and not examines:
+                teacher.unload()
+
+
+def _say_kept(stream: LiveStream) -> None:
+    """Where a teacher's answers are kept, and how many are there."""
+    if cache := stream.cache:
+        have = f"{len(cache.store):,} rows of it are there" if len(cache.store) else "none are there yet"
+        say(f"what the teacher says to {stream.spec.name} is kept in {cache.store.folder} as {cache.form.name}; {have}")
 
 
 def _kept_channels(run: Run, stage: schema.Stage) -> list[int] | None:
@@ -169,7 +216,7 @@ def _kept_channels(run: Run, stage: schema.Stage) -> list[int] | None:
     return widths.get("hidden") if cut_from_teacher else None
 
 
-def _finish(bench: Bench, training: Training, state: State, student: Student) -> None:
+def _finish(bench: Bench, training: Training, state: State, student: Student, streams: Sequence[LiveStream]) -> None:
     """Export the best student, measure what was exported, and write down the cost."""
     if bench.runtime.is_main:
         assert state.best_step is not None  # training ends with a validation
@@ -177,7 +224,7 @@ def _finish(bench: Bench, training: Training, state: State, student: Student) ->
         checkpoint.mark_best(training.run.checkpoints, state.best_step)
         _export(bench, best, training.run, student)
         prefix = "" if training.label == "student_after" else "baseline_"
-        _add_cost(bench.run, prefix, state)
+        _add_cost(bench.run, prefix, state, streams)
         if not bench.run.eval_file(training.label).exists():
             loaded = load(str(training.run.student), dtype=bench.runtime.student_dtype, device=bench.runtime.device)
             evaluate(bench, training.label, family_of(loaded.model, bench.vocab_size), loaded.size_on_disk)
@@ -265,8 +312,8 @@ def _check_gate(bench: Bench, training: Training) -> None:
         )
 
 
-def _add_cost(run: Run, prefix: str, state: State) -> None:
-    own = {
+def _add_cost(run: Run, prefix: str, state: State, streams: Sequence[LiveStream]) -> None:
+    own: dict[str, Any] = {
         "training_s": state.seconds,
         "flops": state.flops,
         "teacher_text_s": sum(seconds_of(folder) for folder in (run.path / "teacher_text").glob("*")),
@@ -276,6 +323,9 @@ def _add_cost(run: Run, prefix: str, state: State) -> None:
         "teacher_tokens": state.teacher_tokens,
         "response_tokens": state.response_tokens,
     }
+    if counts := [stream.cache.count for stream in streams if stream.cache]:
+        own["teacher_cache_s"] = sum(count.others_seconds for count in counts)
+        own["teacher_cache"] = {stream.spec.name: asdict(stream.cache.count) for stream in streams if stream.cache}
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     cost = run.read("cost")

@@ -181,7 +181,7 @@ def _models(recipe: schema.Recipe, previous: str, stage: schema.Stage, students:
         if not isinstance(asked, schema.StageTeacher):
             return asked
         made_by = previous if asked.stage == schema.PREVIOUS else asked.stage
-        return schema.Teacher(model=students[made_by], **asked.held)
+        return schema.Teacher(model=students[made_by], cache=asked.cache, **asked.held)
 
     if stage.teacher:
         found["teacher"] = settled_teacher(stage.teacher)

@@ -12,6 +12,7 @@ from typing import Any
 from potstill import recipe as schema
 from potstill import schedules
 from potstill.assembly import Teaching, model_of
+from potstill.caching import Caches
 from potstill.data.corpus.blocks import CorpusBlocks
 from potstill.data.corpus.scatter import scattered
 from potstill.data.examples import Tokenised
@@ -45,7 +46,7 @@ class Parts:
     """What the streams of one training are made of.
 
     ``plain_text`` is by stream; ``folder`` is the run's, for what the teacher writes. ``asks`` is whom the stream at
-    hand asks: one of the stage's teachers, by its name, or its own where None.
+    hand asks: one of the stage's teachers, by its name, or its own where None. ``caches`` are the teachers'.
     """
 
     stage: schema.Stage
@@ -58,6 +59,7 @@ class Parts:
     folder: Path
     seed: int
     asks: str | None = None
+    caches: Caches | None = None
     kept_channels: Sequence[int] | None = None  # of the teacher's, where the student was cut with them
 
     @property
@@ -147,7 +149,10 @@ def asked(
 def _stream(parts: Parts, spec: schema.Stream, terms: Terms) -> LiveStream:
     parts = replace(parts, asks=spec.teacher)
     teacher, judge = asked(spec, parts.teaching, parts.student, parts.seed, parts.runtime.sum, places_of(terms))
-    return LiveStream(spec, _source(parts, spec, judge), teacher, terms)
+    source = _source(parts, spec, judge)
+    if parts.caches and teacher:
+        teacher = parts.caches.behind(spec, teacher, rows_of(source))
+    return LiveStream(spec, source, teacher, terms)
 
 
 def _looking(parts: Parts) -> Looking:
@@ -163,6 +168,16 @@ def _looking(parts: Parts) -> Looking:
         folder=parts.folder,
         seed=parts.seed,
     )
+
+
+def rows_of(source: Source) -> Sequence[Tokenised]:
+    """An epoch of the rows that a source comes to again; none where it reads or writes others each time."""
+    match source:
+        case DatasetSource():
+            return source.examples
+        case MixtureSource() | ReplaySource():
+            return rows_of(source.data)
+    return ()
 
 
 # --- Sources ----------------------------------------------------------------------------------------------------------

@@ -39,7 +39,8 @@ class Batch:
     pad id that equals the end-of-sequence id cannot hide a real token.
 
     Sampled responses bring ``importance_weights``, the student's probability of each token over that of whoever wrote
-    it, and, where a policy gradient is taken, ``credit``.
+    it, and, where a policy gradient is taken, ``credit``. ``again`` says where its rows may come again: what a student
+    has written is of no use to another run, and mostly of none to a later step.
     """
 
     prompt_ids: Int[Tensor, "batch prompt"]
@@ -49,6 +50,7 @@ class Batch:
     example_ids: tuple[str, ...]
     importance_weights: Float[Tensor, "batch response"] | None = None
     credit: Credit | None = None
+    again: Literal["anywhere", "in_this_run", "never"] = "anywhere"
 
     def __len__(self) -> int:
         return self.prompt_ids.shape[0]
@@ -141,6 +143,16 @@ class Live:
 
 
 @dataclass(frozen=True)
+class Dense:
+    """Full logits of a teacher as they are. Constant: no gradient. ``Live`` is smaller and says the same."""
+
+    logits: Float[Tensor, "*pos vocab"]
+
+    def __getitem__(self, at: Any) -> Dense:
+        return Dense(self.logits[at])
+
+
+@dataclass(frozen=True)
 class TopK:
     """Some tokens' log-probabilities under the teacher, and the mass of all the others. Constant: no gradient.
 
@@ -175,6 +187,6 @@ class Sampled:
 
 
 # What a teacher says about a batch, ``[batch, response]``; ``None`` is the signal of a stream without a teacher.
-TeacherSignal: TypeAlias = Live | TopK | Sampled
+TeacherSignal: TypeAlias = Live | Dense | TopK | Sampled
 # What a divergence takes for a teacher.
 TeacherLogits: TypeAlias = Tensor | TopK | Sampled

@@ -70,7 +70,7 @@ def examine(student: Family, teacher: LocalTeacher | Remembering | None, batches
             placed = batch.to(device)
             signal = teacher.signal(placed) if teacher else None
             # The teacher's own row of a table: its states are there already.
-            own = signal and teacher and student is teacher.family
+            own = signal and teacher and teacher.runs(student)
             output = StudentOutput(signal.hidden, signal.head) if own and signal else student.output(placed)
             positions = select(output, signal, placed, mask)
             example_sums = torch.zeros(len(batch), 1 + len(COMPARED) * (teacher is not None), dtype=torch.float64)

@@ -187,7 +187,7 @@ def panel(
     """
     if (teacher is None) != (teachers is None):
         raise ValueError("give a teacher together with its samples, or neither")
-    if teacher and teachers and student is teacher.family:
+    if teacher and teachers and teacher.runs(student):
         own = teachers
     else:
         own = draw_samples(student, prompts, plain(max_new_tokens, stop_id), seed=seed, slots=slots)
@@ -216,7 +216,7 @@ def _scores(
             batch = collate(examples[start : start + batch_size], pad_id).to(student.model.device)
             signal = teacher.signal(batch)
             # The teacher measured against itself: its states are there already.
-            own = student is teacher.family
+            own = teacher.runs(student)
             output = StudentOutput(signal.hidden, signal.head) if own else student.output(batch)
             for _, chunk in select(output, signal, batch, batch.response_mask).chunks():
                 places = chunk.places[0].cpu() + start, chunk.places[1].cpu()

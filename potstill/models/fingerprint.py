@@ -30,6 +30,17 @@ def fingerprint_of(name: str) -> str:
     return sha256(" ".join(told).encode()).hexdigest()
 
 
+def parts_of(name: str) -> dict[str, str]:
+    """The same in two: what computes, and what makes ids of text. Of a model that is not on this machine its name."""
+    folder = local_source(name)
+    if folder is None or is_adapter(folder):
+        return {"weights": fingerprint_of(name), "tokenizer": ""}
+    files = [file for file in folder.iterdir() if _counts(file)]
+    weights = [file for file in files if file.suffix == ".safetensors" or file.name == "config.json"]
+    tokenizer = [file for file in files if file not in weights]
+    return {"weights": files_sha256(weights, folder), "tokenizer": files_sha256(tokenizer, folder)}
+
+
 def _counts(file: Path) -> bool:
     """Whether a file of a model folder says what the model is."""
     return file.suffix == ".safetensors" or file.name in TELLING

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from potstill.types import Batch, Head, Live, StudentOutput, TeacherLogits, TeacherSignal
+from potstill.types import Batch, Dense, Head, Live, StudentOutput, TeacherLogits, TeacherSignal
 
 if TYPE_CHECKING:
     from potstill.recipe.objective import Reads
@@ -131,10 +131,14 @@ class Positions:
 
     def reference(self, at: slice) -> TeacherLogits | None:
         """What the teacher says of a chunk."""
-        if not isinstance(self.teacher, Live):
-            return None if self.teacher is None else self.teacher[at]
-        with torch.no_grad():
-            return self.teacher.head(self.teacher.hidden[at])
+        match self.teacher:
+            case Live(hidden, head):
+                with torch.no_grad():
+                    return head(hidden[at])
+            case Dense(logits):
+                return logits[at]
+            case said:
+                return None if said is None else said[at]
 
     def chunk(self, linear: Tensor, teacher: TeacherLogits | None, at: slice, block: slice) -> Chunk:
         """A block of a chunk, from its logits before the head's transform; gradient flows back to those."""

@@ -14,6 +14,28 @@ PREVIOUS = "previous"  # the stage before
 BASE = "base"  # the student's own weights under its adapter
 
 
+class Cache(Section):
+    """What a teacher has said of a row, kept on disk and read when the row comes again.
+
+    when: auto, where a run comes to its rows more than once, or a cache of them is there; always, for other runs too.
+    form: of streams with all logits. bfloat16_states are exact but for their last digits, states are exact, logits are
+    for tests. Streams whose signal is top_k or sampled are kept as that.
+    """
+
+    shorthand: ClassVar[str | None] = "when"
+    when: Literal["auto", "always", "never"] = "never"
+    form: Literal["bfloat16_states", "states", "logits"] = "bfloat16_states"
+    folder: str | None = None  # one of its own under caches/ where unset
+
+
+def cache_of(value: Any) -> Any:
+    """``cache: auto`` is short for ``{when: auto}``."""
+    return {"when": value} if isinstance(value, str) else value
+
+
+TeacherCache = Annotated[Cache, BeforeValidator(cache_of)]
+
+
 class Teacher(Holding):
     """A language model that is never trained."""
 
@@ -21,6 +43,7 @@ class Teacher(Holding):
     kind: Literal["model"] = Field("model", exclude=True)  # what a teacher is that is no stage's student
     model: str = "smollm2-135m-instruct"  # an embedded name, a folder, a .gguf file or a hub id
     revision: str | None = None
+    cache: TeacherCache = Cache()
 
 
 class StageTeacher(Holding):
@@ -29,6 +52,7 @@ class StageTeacher(Holding):
     shorthand: ClassVar[str | None] = "stage"
     kind: Literal["stage"] = "stage"
     stage: str = PREVIOUS
+    cache: TeacherCache = Cache()
 
     @property
     def model(self) -> str:
@@ -44,6 +68,7 @@ class BaseTeacher(Section):
     """The student's own model with its adapter left out: the same weights, held once."""
 
     kind: Literal["base"] = "base"
+    cache: TeacherCache = Cache()
 
 
 AnyTeacher = Annotated[Teacher | StageTeacher | BaseTeacher, Field(discriminator="kind")]

@@ -51,6 +51,11 @@ class DatasetSource(Section):
         """Whether rows are shown otherwise than the stage's data has them."""
         return self.view != "response" or self.prefix is not None
 
+    @property
+    def is_streamed(self) -> bool:
+        """Whether its text is read while training goes on."""
+        return self.streamed or (self.path or "").startswith("datasets:")
+
     @model_validator(mode="after")
     def _has_a_file(self) -> Self:
         if (self.view == "plain_text") != (self.path is not None):

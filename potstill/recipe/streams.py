@@ -114,6 +114,20 @@ class Stream(Section):
         rollout = rollout_of(self.source)
         return self.signal.name != "none" or bool(rollout and rollout.policy.asks_teacher)
 
+    @property
+    def not_cacheable(self) -> str | None:
+        """Why what a teacher says in it cannot be kept for another time; None where it can."""
+        rollout = rollout_of(self.source)
+        if self.signal.name not in ("logits", "top_k", "sampled"):
+            return f"its signal is {self.signal.name}"
+        if any(isinstance(term.objective, FeatureSection) for term in self.terms):
+            return "it looks inside the teacher"
+        if isinstance(self.source, RolloutSource) and rollout and rollout.policy.name != "teacher":
+            return "a student writes its text anew each time"
+        if isinstance(self.source, DatasetSource) and self.source.is_streamed:
+            return "its text is streamed, and does not come again"
+        return None
+
     @model_validator(mode="after")
     def _signal_fits_terms(self) -> Self:
         needy = [

@@ -30,11 +30,25 @@ def check_teachers(teachers: Mapping[str, AnyTeacher], teacher: AnyTeacher | Non
         )
     for stream in streams:
         _check_stream(stream, teachers)
+    for name, one in ((None, teacher), *teachers.items()):
+        if one is not None and one.cache.when == "always":
+            _check_cache(name, [stream for stream in streams if stream.teacher == name])
     asked = {stream.teacher for stream in streams}
     if idle := next((name for name in teachers if name not in asked), None):
         raise ValueError(f"teachers has {idle}, whom no stream asks. Set teacher={idle} in a stream, or leave it out")
     if len(streams) == 1 and streams[0].drop:
         raise ValueError(f"stream {streams[0].name} is the only one, so it is never dropped. Leave drop out")
+
+
+def _check_cache(name: str | None, streams: Sequence[Stream]) -> None:
+    """Refuse to keep all that a teacher says where nothing of it can be kept."""
+    reasons = [f"stream {stream.name}: {stream.not_cacheable}" for stream in streams if stream.not_cacheable]
+    if len(reasons) == len(streams):
+        where = "teacher" if name is None else f"teachers.{name}"
+        told = f" ({'; '.join(reasons)})" if reasons else ""
+        raise ValueError(
+            f"{where}.cache is always, and nothing that it says can be kept{told}. Set {where}.cache to auto or never"
+        )
 
 
 def _check_stream(stream: Stream, teachers: Mapping[str, AnyTeacher]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -24,18 +25,18 @@ class MixtureSource:
     """A batch of the rollout with the scheduled probability, otherwise one of the data (GKD's lambda)."""
 
     def __init__(self, data: Source, rollout: Source, share: Schedule, *, seed: int):
-        self._data, self._rollout, self._share, self._seed = data, rollout, share, seed
+        self.data, self._rollout, self._share, self._seed = data, rollout, share, seed
         self._step = 0
         self._last = data
 
     def next(self, share: Share, progress: float) -> list[Batch]:
         chance = chance_of(self._seed, self._step)
         self._step += 1
-        self._last = self._rollout if chance < self._share.value(progress) else self._data
+        self._last = self._rollout if chance < self._share.value(progress) else self.data
         return self._last.next(share, progress)
 
     def observe(self, validation: Mapping[str, float]) -> None:
-        for source in (self._data, self._rollout):
+        for source in (self.data, self._rollout):
             source.observe(validation)
 
     def figures(self) -> dict[str, float]:
@@ -45,11 +46,11 @@ class MixtureSource:
         return self._rollout.held()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"step": self._step, "data": self._data.state_dict(), "rollout": self._rollout.state_dict()}
+        return {"step": self._step, "data": self.data.state_dict(), "rollout": self._rollout.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._step = state["step"]
-        self._data.load_state_dict(state["data"])
+        self.data.load_state_dict(state["data"])
         self._rollout.load_state_dict(state["rollout"])
 
 
@@ -67,7 +68,7 @@ class ReplaySource:
     def __init__(
         self, data: DatasetSource, rollout: RolloutSource, schedule: DistillmSchedule, capacity: int, *, seed: int
     ):
-        self._data, self._rollout, self._schedule, self._seed = data, rollout, schedule, seed
+        self.data, self._rollout, self._schedule, self._seed = data, rollout, schedule, seed
         self._capacity = capacity
         self._buffer: list[Tokenised] = []
         self._step = 0
@@ -78,13 +79,13 @@ class ReplaySource:
         self._step += 1
         self._kind = self._choose(chance, progress)
         if self._kind == "data":
-            return self._data.next(share, progress)
+            return self.data.next(share, progress)
         if self._kind == "replayed":
             rows = self._replayed(share.size)
         else:
             rows = [row for row, _ in self._rollout.write(share)]
             self._buffer = [*self._buffer, *rows][-self._capacity :]
-        return list(batches(rows, share.micro_size, self._data.pad_id))
+        return [replace(batch, again="in_this_run") for batch in batches(rows, share.micro_size, self.data.pad_id)]
 
     def _choose(self, chance: float, progress: float) -> Literal["data", "new", "replayed"]:
         if chance >= self._schedule.value(progress):
@@ -111,7 +112,7 @@ class ReplaySource:
     def state_dict(self) -> dict[str, Any]:
         return {
             "step": self._step,
-            "data": self._data.state_dict(),
+            "data": self.data.state_dict(),
             "rollout": self._rollout.state_dict(),
             "schedule": self._schedule.state_dict(),
             "buffer": [vars(row) for row in self._buffer],
@@ -119,7 +120,7 @@ class ReplaySource:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._step = state["step"]
-        self._data.load_state_dict(state["data"])
+        self.data.load_state_dict(state["data"])
         self._rollout.load_state_dict(state["rollout"])
         self._schedule.load_state_dict(state["schedule"])
         self._buffer = [Tokenised(**row) for row in state["buffer"]]

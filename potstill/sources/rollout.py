@@ -160,7 +160,7 @@ def _sampled_batch(written: Sequence[tuple[Tokenised, Response]], pad_id: int, d
     weights = torch.ones(batch.response_ids.shape, dtype=dtype)
     for row, (_, response) in zip(weights, written, strict=True):
         row[: len(response.ids)] = torch.tensor(response.importance_weights, dtype=dtype)
-    return replace(batch, importance_weights=weights)
+    return replace(batch, importance_weights=weights, again="never")
 
 
 def packed(batch: Batch) -> dict[str, Any]:

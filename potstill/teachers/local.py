@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 from weakref import finalize
@@ -33,11 +34,43 @@ class LocalTeacher:
     It may be on another device than those who ask. Ids go there and states come back, to a copy of its head: a state is
     some thousand numbers and the logits made of it a hundred thousand, at every position of every step, and the head
     is moved once.
+
+    Args:
+        family: the model.
+        load: loads it again, where it may be let go between two questions.
     """
 
-    def __init__(self, family: Family):
-        self.family = family.requires_grad_(False).eval()
-        self._heads: dict[torch.device, Head] = {}  # on devices that are not its own
+    def __init__(self, family: Family, load: Callable[[], Family] | None = None):
+        self._family: Family | None = family.requires_grad_(False).eval()
+        self._load = load
+        self._heads: dict[torch.device, Head] = {}  # on devices that are not its own, and of a model that is let go
+
+    @property
+    def family(self) -> Family:
+        """The model; loaded again where it was let go."""
+        if self._family is None:
+            assert self._load is not None  # nothing else lets it go
+            self._family = self._load().requires_grad_(False).eval()
+            self._heads.clear()
+        return self._family
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._family is not None
+
+    def runs(self, family: Family) -> bool:
+        """Whether this is its own model."""
+        return self._family is family
+
+    def unload(self) -> bool:
+        """Let the model go, but for its head; whether it did. It is loaded again when it is asked something."""
+        if self._load is None or self._family is None:
+            return False
+        head = self._family.head
+        self._heads[head.weight.device] = head
+        self._family = None
+        gc.collect()  # modules and their hooks point at each other
+        return True
 
     @torch.no_grad()
     def signal(self, batch: Batch) -> Live:
@@ -46,13 +79,14 @@ class LocalTeacher:
 
     def live(self, hidden: Tensor, device: torch.device) -> Live:
         """The teacher's states on a device, with its head beside them."""
-        return Live(hidden.to(device), self._head_on(device))
+        return Live(hidden.to(device), self.head_on(device))
 
-    def _head_on(self, device: torch.device) -> Head:
-        head = self.family.head
-        if head.weight.device == device:
-            return head
+    def head_on(self, device: torch.device) -> Head:
+        """Its head on a device."""
         if device not in self._heads:
+            head = self.family.head
+            if head.weight.device == device:
+                return head
             self._heads[device] = head.to(device)
         return self._heads[device]
 
@@ -61,35 +95,46 @@ class LookedInto:
     """A local teacher that tells what it has inside, too."""
 
     def __init__(self, teacher: LocalTeacher, places: Sequence[Tap]):
-        self.family = teacher.family
         self._teacher = teacher
         self._places = tuple(places)
 
     def signal(self, batch: Batch) -> Live:
         """What the teacher says about each response token, and what it has at the places inside. Constant."""
-        with taps.tapping(self.family, self._places) as seen:
+        family = self._teacher.family
+        with taps.tapping(family, self._places) as seen:
             said = self._teacher.signal(batch)
         here = {tap: states.to(batch.response_ids.device) for tap, states in seen.items()}
-        return replace(said, inside=taps.read(self.family, here, batch))
+        return replace(said, inside=taps.read(family, here, batch))
 
 
 class Remembering:
     """A teacher that is asked about the same rows again and again: it answers the second time from memory.
 
     For validation and held-out rows, which every student is measured on. What is kept is the teacher's states, so the
-    answer is exact; once they take ``max_bytes`` no more are kept, and the teacher runs as before.
+    answer is exact; once they take ``max_bytes`` no more are kept, and the teacher runs as before. ``num_asked`` counts
+    the times it had to be asked.
     """
 
     def __init__(self, teacher: LocalTeacher, max_bytes: int = 2**30):
-        self.family = teacher.family
+        self.num_asked = 0
         self._teacher = teacher
         self._kept: dict[tuple[str, ...], Tensor] = {}
         self._free = max_bytes
+
+    @property
+    def family(self) -> Family:
+        """The teacher's model."""
+        return self._teacher.family
+
+    def runs(self, family: Family) -> bool:
+        """Whether this is the teacher's own model."""
+        return self._teacher.runs(family)
 
     def signal(self, batch: Batch) -> Live:
         """What the teacher says about each response token. Rows are known by their ids."""
         if batch.example_ids in self._kept:
             return self._teacher.live(self._kept[batch.example_ids], batch.response_ids.device)
+        self.num_asked += 1
         said = self._teacher.signal(batch)
         size = said.hidden.numel() * said.hidden.element_size()
         if size <= self._free:

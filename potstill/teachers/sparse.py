@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import fields
+from hashlib import blake2b
 
 import torch
 from torch import Tensor
 
 from potstill import recipe
 from potstill.objectives import sparse
-from potstill.objectives.chunked import Chunk, select
+from potstill.objectives.chunked import select
+from potstill.teachers.digests import digests_of
 from potstill.teachers.local import LocalTeacher
 from potstill.types import Batch, Sampled, StudentOutput, TopK
 
@@ -19,12 +20,11 @@ from potstill.types import Batch, Sampled, StudentOutput, TopK
 class SparseTeacher:
     """A local teacher whose logits are cut down, a chunk at a time, before anybody sees them.
 
-    Draws belong to the example and not to the step, as a cache's would: the same every epoch, in every batch and on
+    Draws belong to the row's tokens and not to the step, as a cache's do: the same every epoch, in every batch and on
     every process.
     """
 
     def __init__(self, teacher: LocalTeacher, form: recipe.TopKSignal | recipe.SampledSignal, seed: int):
-        self.family = teacher.family
         self._teacher = teacher
         self._form = form
         self._seed = seed
@@ -34,19 +34,23 @@ class SparseTeacher:
         live = self._teacher.signal(batch)
         mask = batch.response_mask
         positions = select(StudentOutput(live.hidden, live.head), None, batch, mask, by_response=True)
-        said = [self._say(chunk.student_logits, self._name(chunk)) for _, chunk in positions.chunks()]
-        return _spread(said or [self._say(live.head(live.hidden[mask]), "")], mask)
+        seeds = self._seeds(batch)
+        said = [self._say(chunk.student_logits, seeds[int(chunk.places[0][0])]) for _, chunk in positions.chunks()]
+        return _spread(said or [self._say(live.head(live.hidden[mask]), 0)], mask)
 
-    def _say(self, logits: Tensor, example: str) -> TopK | Sampled:
+    def _seeds(self, batch: Batch) -> list[int]:
+        """Of each row's draws; nothing is drawn for a top k."""
+        if isinstance(self._form, recipe.TopKSignal):
+            return [0] * len(batch)
+        told = (blake2b(digest, digest_size=7, key=str(self._seed).encode()) for digest in digests_of(batch))
+        return [int.from_bytes(digest.digest(), "big") for digest in told]
+
+    def _say(self, logits: Tensor, seed: int) -> TopK | Sampled:
         form = self._form
         if isinstance(form, recipe.TopKSignal):
             return sparse.top_k(logits, form.k, temperature=form.temperature)
-        digest = hashlib.sha256(f"{self._seed} {example}".encode()).digest()
-        generator = torch.Generator(logits.device).manual_seed(int.from_bytes(digest[:7], "big"))
+        generator = torch.Generator(logits.device).manual_seed(seed)
         return sparse.draw(logits, form.draws, temperature=form.temperature, generator=generator)
-
-    def _name(self, chunk: Chunk) -> str:
-        return chunk.batch.example_ids[int(chunk.places[0][0])]
 
 
 def _spread(said: Sequence[TopK | Sampled], mask: Tensor) -> TopK | Sampled:

@@ -14,7 +14,9 @@ from potstill.errors import NumericsError
 from potstill.features.matching import Match, parameters_of
 from potstill.models.families import Family, evaluating
 from potstill.objectives.chunked import BoundTerm, Chunk, evaluate_terms, select
+from potstill.sources.dataset import DatasetSource
 from potstill.sources.source import Share, Source
+from potstill.teachers.cache.cached import CachedTeacher
 from potstill.teachers.local import OncePerBatch, SignalSource
 from potstill.training.runtime import Runtime
 from potstill.training.terms import LiveTerm
@@ -35,6 +37,20 @@ class LiveStream:
     def matches(self) -> tuple[Match, ...]:
         """Of the terms that look inside the models."""
         return tuple(term.match for term in self.terms if term.match is not None)
+
+    @property
+    def cache(self) -> CachedTeacher | None:
+        """Its teacher, where that keeps what it says."""
+        return self.teacher if isinstance(self.teacher, CachedTeacher) else None
+
+    @property
+    def is_taught(self) -> bool:
+        """Whether its teacher has said all that it is going to: every row of its source is kept."""
+        if not isinstance(self.source, DatasetSource):
+            return not self.spec.asks_teacher
+        if self.teacher is None:  # what it wrote is there since before training
+            return True
+        return self.cache is not None and self.cache.keeps_all and self.source.position >= len(self.source.examples)
 
     def read_before(self) -> list[int]:
         """Which of the batches that come again its teacher has read, and would not read again."""
@@ -115,6 +131,9 @@ def train_step(
             terms have no value.
     Raises: NumericsError, before the update, where a value, the gradient or a teacher logit is not finite.
     """
+    for store in {id(store): store for stream in streams if stream.cache for store in stream.cache.stores}.values():
+        store.next_step()
+    asked_before = _asked(streams)
     micro_batches = [
         micro
         for stream in streams
@@ -137,7 +156,7 @@ def train_step(
             # The wrapper averages over processes; every term is already a share of a global mean, so undo it.
             (total * runtime.world_size).backward()
         values.append(term_values)
-    result = _reduce(micro_batches, values, runtime, progress)
+    result = _reduce(micro_batches, values, runtime, progress, _asked(streams) - asked_before)
     if not all(math.isfinite(value) for value in result.values.values()):
         raise _blame(student, micro_batches, divide_by, runtime, progress)
     maps = parameters_of([match for stream in streams if stream.spec.name not in dropped for match in stream.matches])
@@ -217,21 +236,29 @@ def bound(micro: MicroBatch, divide_by: dict[str, float], runtime: Runtime, prog
     return terms
 
 
+def _asked(streams: Sequence[LiveStream]) -> int:
+    """Tokens that teachers behind caches have been asked about."""
+    return sum(stream.cache.count.asked_tokens for stream in streams if stream.cache)
+
+
 def _reduce(
-    micro_batches: Sequence[MicroBatch], values: Sequence[Tensor], runtime: Runtime, progress: float
+    micro_batches: Sequence[MicroBatch], values: Sequence[Tensor], runtime: Runtime, progress: float, asked: int
 ) -> StepResult:
-    """The step's figures over all processes; the gradient norm is not known yet."""
+    """The step's figures over all processes; the gradient norm is not known yet.
+
+    ``asked`` tokens were no teacher's words from a cache, in streams that have one.
+    """
     own: dict[str, float] = {}
     coefficients: dict[str, float] = {}
     for micro, term_values in zip(micro_batches, values, strict=True):
         for term, value in zip(micro.stream.terms, term_values.tolist(), strict=True):
             own[term.key] = own.get(term.key, 0.0) + value
             coefficients[term.key] = term.coefficient(progress)
-    taught = [micro.batch.num_tokens for micro in micro_batches if micro.stream.spec.signal.name != "none"]
+    live = (micro for micro in micro_batches if micro.stream.spec.signal.name != "none" and not micro.stream.cache)
     counts = [
         float(sum(micro.batch.num_response_tokens for micro in micro_batches)),
         float(sum(micro.batch.num_tokens for micro in micro_batches)),
-        float(sum(taught)),
+        float(sum(micro.batch.num_tokens for micro in live) + asked),
     ]
     summed = runtime.sum([*own.values(), *counts])
     by_term = dict(zip(own, summed, strict=False))

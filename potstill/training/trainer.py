@@ -22,6 +22,7 @@ from potstill.features.matching import Match
 from potstill.models import adapters
 from potstill.models.families import Family
 from potstill.run import Run
+from potstill.teachers.local import LocalTeacher
 from potstill.training import checkpoint, optim
 from potstill.training.checkpoint import Checkpoint
 from potstill.training.compute import Meter
@@ -58,15 +59,15 @@ class State:
 class Job:
     """All that one training needs.
 
-    ``validate`` returns figures by metric name; ``examples_per_epoch`` turns epochs into examples; ``teachers`` are the
-    models beside the student whose work is counted.
+    ``validate`` returns figures by metric name; ``examples_per_epoch`` turns epochs into examples; ``teachers`` are
+    those whose work is counted. ``rest`` is called after each validation: whoever has nothing more to do may go.
     """
 
     stage: recipe.Stage
     run: Run
     runtime: Runtime
     student: Family
-    teachers: Sequence[Family]
+    teachers: Sequence[LocalTeacher]
     tokenizer: Any
     streams: Sequence[LiveStream]
     validate: Callable[[], dict[str, float]]
@@ -74,6 +75,7 @@ class Job:
     seed: int
     stop: StopRequest
     label: str
+    rest: Callable[[], None] = lambda: None
 
 
 def fit(job: Job, resume_from: Checkpoint | None = None) -> State:
@@ -102,7 +104,8 @@ def fit(job: Job, resume_from: Checkpoint | None = None) -> State:
             at = _mid_step(job, state)
             rate = optim.set_learning_rate(optimizer, stage.optimizer, at)
             scheduled = {name: value for term in _terms(job) for name, value in term.settings(at).items()}
-            with Meter().reading([job.student, *job.teachers]) as meter:
+            there = [teacher.family for teacher in job.teachers if teacher.is_loaded]
+            with Meter().reading([job.student, *there]) as meter:
                 result = train_step(
                     job.student,
                     wrapped,
@@ -127,6 +130,7 @@ def fit(job: Job, resume_from: Checkpoint | None = None) -> State:
             exit_code = job.stop.agreed(runtime)
             if due:
                 _validate(job, state, log, progress)
+                job.rest()
             if due or exit_code:
                 _save(job, optimizer, state, log)
             if exit_code:
@@ -286,7 +290,8 @@ def _process_state(job: Job) -> dict[str, Any]:
     cuda = torch.cuda.get_rng_state() if job.runtime.device.type == "cuda" else None
     sources = {stream.spec.name: stream.source.state_dict() for stream in job.streams}
     read = {stream.spec.name: stream.read_before() for stream in job.streams}
-    return {"cpu_rng": torch.get_rng_state(), "cuda_rng": cuda, "sources": sources, "read": read}
+    caches = {stream.spec.name: stream.cache.state_dict() for stream in job.streams if stream.cache}
+    return {"cpu_rng": torch.get_rng_state(), "cuda_rng": cuda, "sources": sources, "read": read, "caches": caches}
 
 
 def _restore(job: Job, optimizer: torch.optim.Optimizer, resume_from: Checkpoint | None) -> State:
@@ -307,6 +312,8 @@ def _restore(job: Job, optimizer: torch.optim.Optimizer, resume_from: Checkpoint
         torch.cuda.set_rng_state(process["cuda_rng"])
     for stream in job.streams:
         stream.source.load_state_dict(process["sources"][stream.spec.name])
+        if stream.cache:
+            stream.cache.load_state_dict(process["caches"][stream.spec.name])
         with job.runtime.autocast():
             stream.read_again(process["read"][stream.spec.name])
     for term in _terms(job):

@@ -1,0 +1,165 @@
+"""Puts a stage's teachers behind their caches: which streams, in which form, in which folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from potstill import recipe as schema
+from potstill.assembly import Teaching, model_of
+from potstill.data.examples import Tokenised
+from potstill.errors import CacheError
+from potstill.models.fingerprint import parts_of
+from potstill.run import remove_folder
+from potstill.teachers.cache.cached import CachedTeacher
+from potstill.teachers.cache.forms import DrawsForm, Form, LogitsForm, StatesForm, TopKForm
+from potstill.teachers.cache.parts import RECORD
+from potstill.teachers.cache.store import Store, new_writer
+from potstill.teachers.local import SignalSource
+from potstill.training.runtime import Runtime
+
+FOLDER = Path("caches")
+BUFFER = "replayed"  # in the run's folder, while it runs
+VERSION = 1  # of the files
+LEAVE_FREE = 2**28  # bytes of a disk that a cache never fills
+SAMPLE = 1000  # rows that an estimate is made from
+
+
+@dataclass
+class Caches:
+    """The caches of one stage's teachers. A folder is opened once, whoever reads it.
+
+    Args:
+        stage: whose teachers they are.
+        teaching: the teachers.
+        runtime: the processes.
+        folder: of the run, for what is of no use to others.
+        seed: of draws.
+    """
+
+    stage: schema.Stage
+    teaching: Teaching
+    runtime: Runtime
+    folder: Path
+    seed: int
+    _open: dict[Path, Store] = field(default_factory=dict)
+
+    def behind(self, spec: schema.Stream, teacher: SignalSource, rows: Sequence[Tokenised]) -> SignalSource:
+        """The teacher of a stream behind its cache; itself where nothing is to be kept.
+
+        Args:
+            spec: the stream.
+            teacher: who is asked, in the form of the stream's signal.
+            rows: of the stream, an epoch of them.
+        Raises: CacheError for a folder of another key, or a disk that has no room.
+        """
+        asked = self.stage.all_teachers[spec.teacher]
+        if asked.cache.when == "never" or spec.not_cacheable:
+            return teacher
+        form = self.form_of(spec)
+        folder = self.folder_of(spec, form)
+        keep = asked.cache.when == "always" or comes_again(self.stage, len(rows))
+        if not keep and not folder.exists():
+            return teacher
+        store = self._store(folder, self.key_of(spec, form), asked)
+        if keep:
+            check_room(store, form, rows)
+        replays = isinstance(spec.source, schema.ReplaySource)
+        buffer = self._store(self.folder / BUFFER, self.key_of(spec, form), asked) if replays else None
+        return CachedTeacher(teacher, form, store, buffer=buffer, keep=keep)
+
+    def form_of(self, spec: schema.Stream) -> Form:
+        """How what a stream's teacher says is kept."""
+        cache, vocab_size = self.stage.all_teachers[spec.teacher].cache, self.teaching.vocab_size
+        match spec.signal:
+            case schema.TopKSignal(k=k, temperature=temperature):
+                return TopKForm(k, temperature, vocab_size)
+            case schema.SampledSignal(draws=draws, temperature=temperature):
+                return DrawsForm(draws, temperature, vocab_size, self.seed)
+        head = self.teaching.of(spec).head_on(self.runtime.device)
+        if cache.form == "logits":
+            return LogitsForm(vocab_size, head.weight.dtype)
+        exact = cache.form == "states"
+        return StatesForm(head, head.weight.dtype if exact else torch.bfloat16, head.weight.dtype)
+
+    def key_of(self, spec: schema.Stream, form: Form) -> dict[str, Any]:
+        """All that a row depends on beside its tokens, by which it is known."""
+        asked = self.stage.all_teachers[spec.teacher]
+        held = asked.held if isinstance(asked, schema.Holding) else {"base": self.stage.adapter and "adapter"}
+        plain = {name: value for name, value in held.items() if name not in ("device", "device_map", "offload_folder")}
+        return {
+            "version": VERSION,
+            **parts_of(self._name(spec)),
+            **{f"teacher.{name}": value for name, value in plain.items() if value not in ("auto", "none", None)},
+            "dtype": str(self.runtime.dtype).removeprefix("torch."),
+            "vocabulary": self.teaching.vocab_size,
+            "form": form.name,
+            **form.settings,
+        }
+
+    def folder_of(self, spec: schema.Stream, form: Form) -> Path:
+        """Where it is: the folder that the recipe names, or one that the key has for itself."""
+        named = self.stage.all_teachers[spec.teacher].cache.folder
+        if named is not None:
+            return Path(named).expanduser()
+        name = Path(self._name(spec)).name or "teacher"
+        return FOLDER / f"{name}-{form.name}-{_sha256(self.key_of(spec, form))[:12]}"
+
+    def close(self) -> None:
+        """Finish what is being written, and let what was replayed go."""
+        for store in self._open.values():
+            store.close()
+        if self.runtime.is_main:
+            remove_folder(self.folder / BUFFER)
+
+    def _name(self, spec: schema.Stream) -> str:
+        return model_of(self.stage, self.stage.all_teachers[spec.teacher])[0]
+
+    def _store(self, folder: Path, key: dict[str, Any], asked: schema.AnyTeacher) -> Store:
+        if folder not in self._open:
+            runtime, about = self.runtime, {"teacher": model_of(self.stage, asked)[0]}
+            place: dict[str, int] = {"rank": runtime.rank, "world_size": runtime.world_size}
+            self._open[folder] = Store(folder, key, self._writer, about=about, **place)
+        return self._open[folder]
+
+    @cached_property
+    def _writer(self) -> str:
+        return str(self.runtime.share(new_writer() if self.runtime.is_main else None))
+
+
+def comes_again(stage: schema.Stage, num_rows: int) -> bool:
+    """Whether a stage comes to some of its rows more than once; taken to where its budget does not say."""
+    budget = stage.budget
+    if budget.steps is not None:
+        return budget.steps * stage.batch.size > num_rows
+    return budget.epochs is None or budget.epochs > 1
+
+
+def check_room(store: Store, form: Form, rows: Sequence[Tokenised]) -> None:
+    """Refuse to begin what the disk has no room for. Raises: CacheError."""
+    missing, free = estimate(form, rows, len(store)), shutil.disk_usage(store.folder).free
+    if missing > free - LEAVE_FREE:
+        raise CacheError(
+            f"{store.folder} would take about {missing / 1e9:.2f} GB more, and its disk has {free / 1e9:.2f} GB free",
+            "set teacher.cache.folder to another disk, signal to sampled or top_k, or teacher.cache to never",
+        )
+
+
+def estimate(form: Form, rows: Sequence[Tokenised], num_kept: int = 0) -> float:
+    """Bytes that rows take which are not kept yet, from the lengths of some of them."""
+    step = max(1, len(rows) // SAMPLE)
+    lengths = [len(rows[at].response_ids) for at in range(0, len(rows), step)]
+    per_row = RECORD.itemsize + form.bytes_per_token * sum(lengths) / max(1, len(lengths))
+    return max(0, len(rows) - num_kept) * per_row
+
+
+def _sha256(key: dict[str, Any]) -> str:
+    return sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
