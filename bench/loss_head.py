@@ -28,7 +28,7 @@ OF_FLOOR, OVER_TRL = 1 / 1.25, 2.0
 
 
 class Shape(NamedTuple):
-    """``timed``, ``held``: positions, of the time and the memory. ``share``: what we may take of full logits' memory."""
+    """``timed``, ``held``: positions, of time and memory. ``share``: what we may take of full logits' memory."""
 
     vocab: int
     hidden: int

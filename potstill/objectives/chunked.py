@@ -127,7 +127,7 @@ class Positions:
     def blocks(self, at: slice) -> Iterator[slice]:
         """What an objective gets of a chunk; counted from the chunk's start."""
         size = at.stop - at.start
-        return _cut(size, size if self.by_response else _block_size(self.head, self.hidden.device))
+        return _cut(size, size if self.by_response else block_size(self.head.vocab_size, self.hidden.device))
 
     def reference(self, at: slice) -> TeacherLogits | None:
         """What the teacher says of a chunk."""
@@ -291,9 +291,9 @@ def _chunk_size(hidden: Tensor) -> int:
     return max(GPU_CHUNK if hidden.is_cuda else MIN_CHUNK, hidden.shape[-1] // 4)
 
 
-def _block_size(head: Head, device: torch.device) -> int:
+def block_size(vocab_size: int, device: torch.device) -> int:
     """Positions that objectives get at once."""
-    return max(1, (CPU_BLOCK if device.type == "cpu" else GPU_BLOCK) // head.vocab_size)
+    return max(1, (CPU_BLOCK if device.type == "cpu" else GPU_BLOCK) // vocab_size)
 
 
 def _cut(count: int, size: int) -> Iterator[slice]:
