@@ -33,10 +33,11 @@ def measure(effort: Effort) -> list[Result]:
 
 
 def prepared(subject: str, **sizes: int) -> Callable[[], float]:
-    """A step, with everything it needs loaded."""
+    """A step, with everything it needs loaded, the optimizer's moments among it."""
     models = workload.models()
     texts = workload.rows(models.tokenizer, **sizes)
     given = workload.inputs(texts)
+    peers.no_vocabulary(models, given)
     match subject:
         case "potstill":
             stream = workload.stream(workload.data(models.tokenizer, texts), LocalTeacher(models.teacher))
