@@ -1,13 +1,14 @@
 # make demo   a first result: teacher, student, table, report
 # make test   lint, types, import layering, docs and the test suite
-# Both make .venv first. PYTHON chooses the interpreter: make demo PYTHON=python3.12
+# make bench  time and memory beside peers, under half an hour: bench/README.md
+# All make .venv first. PYTHON chooses the interpreter: make demo PYTHON=python3.12
 
 PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE  # spinning threads starve whatever else runs (docs/decisions, 11)
 
-.PHONY: demo test test-slow lint docs clean
+.PHONY: demo test test-slow bench lint docs clean
 
 demo: .venv/.installed
 	$(BIN)/potstill train kd
@@ -17,6 +18,9 @@ test: .venv/.installed-dev lint docs
 
 test-slow: .venv/.installed-dev
 	$(BIN)/pytest -m slow --timeout=1800
+
+bench: .venv/.installed-bench
+	$(BIN)/python -m bench
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
@@ -37,6 +41,10 @@ docs: .venv/.installed-dev
 
 .venv/.installed-dev: .venv/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[gguf,dev]"
+	touch $@
+
+.venv/.installed-bench: .venv/.installed bench/requirements.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt -r bench/requirements.txt
 	touch $@
 
 clean:

@@ -1,42 +1,52 @@
-"""The cost of a divergence from hidden states to gradients: potstill against full logits and against TRL.
+"""B3: a divergence alone, from both models' states to the gradients of the student's states and head.
 
-    python bench/loss_head.py                                    three comparisons, about twenty minutes
-    python bench/loss_head.py --vocab 49152 --hidden 576 --positions 2048 --objective jensen_shannon
-
-Both models' heads, the divergence, and the gradients of the student's states and head. One thread; processor seconds,
-the subjects in turns in one process, medians; extra memory in a process of its own for each subject, over what the
-inputs take. Before anything is timed all subjects must agree on the loss and on both gradients. ``full`` materialises
-the logits: for forward KL with torch's kl_div, for Jensen-Shannon with the function of TRL's GKDTrainer. TRL is
-optional (``pip install trl==1.16.0``); without it its subjects are left out, and said so.
+Against the four matrix products that no exact one can do without, full logits, and TRL's chunked divergence.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import subprocess
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
-from statistics import median
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench import measuring
+from bench.measuring import Effort
+from bench.results import Result
 from potstill import objectives
 from potstill.objectives.chunked import BoundTerm, evaluate_terms
 from potstill.types import Batch, Head, Live, StudentOutput
 
-try:
-    from trl.experimental.gkd import GKDTrainer
-    from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
-except ImportError:
-    GKDTrainer = None
+OBJECTIVES = {"forward_kl": 0.0, "reverse_kl": 1.0, "jensen_shannon": 0.5}  # and TRL's name for each
+FLOOR, IN_PLACE, FULL, TRL = "4 products", "4 products in place", "full logits", "TRL chunked"
+FLOOR_POSITIONS = 256  # in a product: enough for its best rate
+OF_FLOOR, OVER_TRL = 1 / 1.25, 2.0
 
-SHAPES = [(49_152, 576, 2048, "forward_kl"), (49_152, 576, 2048, "jensen_shannon"), (151_936, 1024, 2048, "forward_kl")]
-BETA = {"forward_kl": 0.0, "jensen_shannon": 0.5}  # TRL's name for the divergence
+
+class Shape(NamedTuple):
+    """``timed``, ``held``: positions, of time and memory. ``share``: what we may take of full logits' memory."""
+
+    vocab: int
+    hidden: int
+    timed: int
+    held: int
+    share: float | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.vocab // 1000}k x {self.hidden}"
+
+
+SHAPES = (
+    Shape(32_000, 576, 1024, 2048, None),
+    Shape(49_152, 576, 1024, 2048, 0.12),
+    Shape(151_936, 1024, 512, 2048, 0.18),
+)
+QUICK = (Shape(4_000, 64, 256, 256, None),)
 
 
 class Inputs:
@@ -48,6 +58,103 @@ class Inputs:
         self.teacher_weight = torch.randn(vocab, hidden) * 0.05
         self.states = torch.randn(positions, hidden).requires_grad_()
         self.teacher_states = torch.randn(positions, hidden)
+
+    def gradients_of(self, loss: Callable[[Inputs], Tensor]) -> float:
+        """The loss, whose gradients are left in the states and the weight."""
+        self.weight.grad = self.states.grad = None
+        value = loss(self)
+        value.backward()
+        return value.item()
+
+
+def measure(effort: Effort) -> list[Result]:
+    """Time of each objective and shape against floor and peers; memory of forward KL."""
+    found = []
+    for shape in QUICK if effort.quick else SHAPES:
+        found += _times(shape, effort.repeats)
+        found += _memory(shape)
+    return found
+
+
+def _times(shape: Shape, repeats: int) -> list[Result]:
+    check(shape)
+    inputs = Inputs(shape.vocab, shape.hidden, shape.timed)
+    turns: dict[str, Callable[[], object]] = {
+        FLOOR: partial(four_products, inputs),
+        IN_PLACE: partial(four_products, inputs, in_place=True),
+    }
+    for objective in OBJECTIVES:
+        for name, loss in losses(objective).items():
+            turns[f"{name} {objective}"] = partial(inputs.gradients_of, loss)
+    seconds = measuring.in_turns(turns, repeats)
+    results = []
+    for objective in OBJECTIVES:
+        case, ours = f"{objective}, {shape.name}, {shape.timed} positions", seconds[f"potstill {objective}"]
+        results.append(Result("B3", case, "s", ours, FLOOR, seconds[FLOOR], "floor", OF_FLOOR))
+        results.append(Result("B3", case, "s", ours, IN_PLACE, seconds[IN_PLACE], "floor"))
+        others = [name for name in losses(objective) if name != "potstill"]
+        targets = {TRL: OVER_TRL}
+        results += [
+            Result("B3", case, "s", ours, name, seconds[f"{name} {objective}"], target=targets.get(name))
+            for name in others
+        ]
+    return results
+
+
+def _memory(shape: Shape) -> list[Result]:
+    sizes = {"vocab": shape.vocab, "hidden": shape.hidden, "positions": shape.held, "objective": "forward_kl"}
+    peaks = {name: (measuring.extra_mib("bench.loss_head", name, **sizes),) for name in losses("forward_kl")}
+    case = f"forward_kl, {shape.name}, {shape.held} positions"
+    targets = {FULL: None if shape.share is None else 1 / shape.share}
+    ours = peaks.pop("potstill")
+    return [Result("B3", case, "MiB", ours, name, peak, target=targets.get(name)) for name, peak in peaks.items()]
+
+
+def prepared(subject: str, vocab: int, hidden: int, positions: int, objective: str) -> Callable[[], float]:
+    """What is measured in a process of its own."""
+    return partial(Inputs(vocab, hidden, positions).gradients_of, losses(objective)[subject])
+
+
+def check(shape: Shape) -> None:
+    """All subjects have the same loss and the same gradients. Raises: RuntimeError."""
+    inputs = Inputs(shape.vocab, shape.hidden, 32)
+    for objective in OBJECTIVES:
+        values, gradients = {}, {}
+        for name, loss in losses(objective).items():
+            values[name] = inputs.gradients_of(loss)
+            assert inputs.states.grad is not None
+            assert inputs.weight.grad is not None
+            gradients[name] = torch.cat([inputs.states.grad.flatten(), inputs.weight.grad.flatten()])
+        measuring.assert_equal(values)
+        for name, gradient in gradients.items():
+            if (gradient - gradients["potstill"]).norm() > 1e-3 * gradient.norm():
+                raise RuntimeError(f"the gradient of {name} for {objective} is another one")
+
+
+# --- Subjects ---------------------------------------------------------------------------------------------------------
+
+
+def losses(objective: str) -> Mapping[str, Callable[[Inputs], Tensor]]:
+    """Each subject's loss, a mean over positions."""
+    found = {"potstill": partial(ours, objective=objective), FULL: partial(full, objective=objective)}
+    return found | ({TRL: partial(trl_chunked, objective=objective)} if _has_trl() else {})
+
+
+def four_products(inputs: Inputs, *, in_place: bool = False) -> None:
+    """Both models' logits, and the gradients of states and weight, from logits that nothing else is done to.
+
+    As torch makes them, each in new memory, which the system has to clear; ``in_place``: in the same memory each time.
+    """
+    with torch.no_grad():
+        gradient = torch.zeros_like(inputs.weight)
+        rooms = [torch.empty(FLOOR_POSITIONS, len(inputs.weight)) for _ in range(2)] if in_place else [None, None]
+        for start in range(0, len(inputs.states), FLOOR_POSITIONS):
+            at = slice(start, start + FLOOR_POSITIONS)
+            logits = torch.mm(inputs.states[at], inputs.weight.T, out=rooms[0])
+            reference = torch.mm(inputs.teacher_states[at], inputs.teacher_weight.T, out=rooms[1])
+            logits @ inputs.weight
+            gradient.addmm_(logits.T, inputs.states[at])
+            del logits, reference
 
 
 def ours(inputs: Inputs, objective: str) -> Tensor:
@@ -62,115 +169,29 @@ def ours(inputs: Inputs, objective: str) -> Tensor:
 
 
 def full(inputs: Inputs, objective: str) -> Tensor:
-    student = F.linear(inputs.states, inputs.weight)
+    """As one writes it. Jensen-Shannon is as in TRL's GKDTrainer, in torch's own functions."""
+    log_q = (inputs.states @ inputs.weight.T).log_softmax(-1)
     with torch.no_grad():
-        teacher = F.linear(inputs.teacher_states, inputs.teacher_weight)
+        log_p = (inputs.teacher_states @ inputs.teacher_weight.T).log_softmax(-1)
+    kl = partial(F.kl_div, reduction="sum", log_target=True)
     if objective == "jensen_shannon":
-        return GKDTrainer.generalized_jsd_loss(student[None], teacher[None], beta=0.5, reduction="sum") / len(student)
-    log_q, log_p = student.log_softmax(-1), teacher.log_softmax(-1)
-    return F.kl_div(log_q, log_p, log_target=True, reduction="sum") / len(student)
+        log_m = torch.logsumexp(torch.stack([log_q, log_p]) - math.log(2), 0)
+        return (kl(log_m, log_p) + kl(log_m, log_q)) / 2 / len(log_q)
+    return (kl(log_q, log_p) if objective == "forward_kl" else kl(log_p, log_q)) / len(log_q)
 
 
 def trl_chunked(inputs: Inputs, objective: str) -> Tensor:
+    from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+
     values, _ = ChunkedDivergenceFunction.apply(
-        inputs.states, inputs.weight, None, inputs.teacher_states, inputs.teacher_weight, None, BETA[objective]
+        inputs.states, inputs.weight, None, inputs.teacher_states, inputs.teacher_weight, None, OBJECTIVES[objective]
     )
     return values.mean()
 
 
-def subjects(objective: str) -> dict[str, Callable[[Inputs, str], Tensor]]:
-    found: dict[str, Callable[[Inputs, str], Tensor]] = {"potstill": ours}
-    if objective == "forward_kl" or GKDTrainer:
-        found["full"] = full
-    if GKDTrainer:
-        found["trl_chunked"] = trl_chunked
-    return found
-
-
-def once(subject: Callable[[Inputs, str], Tensor], inputs: Inputs, objective: str) -> tuple[float, float]:
-    """Processor seconds of one forward and backward, and the loss."""
-    inputs.weight.grad = inputs.states.grad = None
-    begun = time.process_time()
-    loss = subject(inputs, objective)
-    loss.backward()
-    return time.process_time() - begun, loss.item()
-
-
-def check(inputs: Inputs, objective: str) -> None:
-    """All subjects compute the same thing."""
-    reference = None
-    for name, subject in subjects(objective).items():
-        _, loss = once(subject, inputs, objective)
-        assert inputs.states.grad is not None
-        assert inputs.weight.grad is not None
-        found = loss, inputs.states.grad.clone(), inputs.weight.grad.clone()
-        reference = reference or found
-        assert abs(found[0] / reference[0] - 1) < 1e-4, (name, found[0], reference[0])
-        for ours_, theirs in zip(reference[1:], found[1:], strict=True):
-            assert (ours_ - theirs).norm() < 1e-3 * ours_.norm(), name
-
-
-def seconds(inputs: Inputs, objective: str, repeats: int) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {name: [] for name in subjects(objective)}
-    for _ in range(repeats):
-        for name, subject in subjects(objective).items():
-            found[name].append(once(subject, inputs, objective)[0])
-    return found
-
-
-def resident_mib(field: str) -> float:
-    """VmRSS now, or VmHWM, its peak since it was last reset (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
-
-
-def extra_memory(args: argparse.Namespace, subject: str) -> float:
-    """MiB that a subject takes over its inputs, in a process of its own."""
-    shape = ["--vocab", args.vocab, "--hidden", args.hidden, "--positions", args.positions]
-    command = [sys.executable, __file__, *map(str, shape), "--objective", args.objective, "--memory-of", subject]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def report(args: argparse.Namespace) -> None:
-    inputs = Inputs(args.vocab, args.hidden, args.positions)
-    check(Inputs(args.vocab, args.hidden, min(args.positions, 128)), args.objective)
-    times = seconds(inputs, args.objective, args.repeats)
-    memory = {name: extra_memory(args, name) for name in times}
-    print(f"\n{args.objective}, vocabulary {args.vocab:,}, hidden {args.hidden}, {args.positions} positions")
-    for name, found in times.items():
-        line = f"  {name:12s} {median(found):7.2f} s (best {min(found):.2f})  {memory[name]:7.0f} MiB extra"
-        if name != "potstill":
-            ratio = median(times["potstill"]) / median(found)
-            line += f"   potstill: {ratio:.2f} x its time, {memory['potstill'] / memory[name]:.3f} x its memory"
-        print(line, flush=True)
-    shape = {key: getattr(args, key) for key in ("objective", "vocab", "hidden", "positions")}
-    print(json.dumps(shape | {"seconds": times, "extra_mib": memory}))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vocab", type=int)
-    parser.add_argument("--hidden", type=int, default=576)
-    parser.add_argument("--positions", type=int, default=2048)
-    parser.add_argument("--objective", choices=sorted(BETA), default="forward_kl")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    if args.memory_of:
-        inputs = Inputs(args.vocab, args.hidden, args.positions)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak of the imports is not ours
-        before = resident_mib("VmRSS")
-        once(subjects(args.objective)[args.memory_of], inputs, args.objective)
-        print(resident_mib("VmHWM") - before)
-        return
-    if not GKDTrainer:
-        print("TRL is not installed: its subjects are left out (pip install trl==1.16.0)")
-    shapes = [(args.vocab, args.hidden, args.positions, args.objective)] if args.vocab else SHAPES
-    for shape in shapes:
-        args.vocab, args.hidden, args.positions, args.objective = shape
-        report(args)
-
-
-if __name__ == "__main__":
-    main()
+def _has_trl() -> bool:
+    try:
+        import trl.kernels.chunked_divergence  # noqa: F401
+    except ImportError:
+        return False
+    return True

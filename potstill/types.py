@@ -86,10 +86,19 @@ class Head:
     transform: Callable[[Float[Tensor, "*pos vocab"]], Float[Tensor, "*pos vocab"]] | None
     vocab_size: int
 
-    def linear(self, hidden: Float[Tensor, "*pos hidden"]) -> Float[Tensor, "*pos vocab"]:
-        """The logits before ``transform``."""
-        bias = None if self.bias is None else self.bias[: self.vocab_size]
-        return F.linear(hidden, self.weight[: self.vocab_size], bias)
+    def linear(
+        self, hidden: Float[Tensor, "*pos hidden"], room: Float[Tensor, "most vocab"] | None = None
+    ) -> Float[Tensor, "*pos vocab"]:
+        """The logits before ``transform``. Where there is ``room`` enough they are constant, and written over it."""
+        weight, bias = self.weight[: self.vocab_size], None if self.bias is None else self.bias[: self.vocab_size]
+        if room is None or len(room) < len(hidden):
+            return F.linear(hidden, weight, bias)
+        return torch.mm(hidden, weight.T, out=room[: len(hidden)])
+
+    def writes_over(self, hidden: Float[Tensor, "pos hidden"]) -> bool:
+        """Whether the logits of these states can be written over others: they are one product, of one type."""
+        narrowed = torch.is_autocast_enabled(hidden.device.type)
+        return self.bias is None and hidden.dtype == self.weight.dtype and not narrowed
 
     def logits(self, linear: Float[Tensor, "*pos vocab"]) -> Float[Tensor, "*pos vocab"]:
         return linear if self.transform is None else self.transform(linear)

@@ -14,7 +14,7 @@ from potstill.errors import ModelError
 from potstill.models.families import Family, evaluating
 from potstill.models.layout import is_encoder_decoder
 from potstill.models.positions import check_positions
-from potstill.models.products import head_logits, suited_products
+from potstill.models.products import RepeatedHead, head_logits, suited_products
 from potstill.models.seq2seq_decoding import Seq2SeqDecoder
 from potstill.models.slots import EAGER, Decoder, SlotLayer, distinct_of
 
@@ -26,7 +26,7 @@ class CausalDecoder:
     """A decoder-only model as a ``Decoder``.
 
     Args:
-        family: the model; put it into evaluation mode first.
+        family: the model; put it into evaluation mode first, and leave its weights alone while this is in use.
         slots: sequences at a time.
         capacity: tokens a sequence may have, prompt included.
     Raises: ModelError for a model that has not as many positions, or layers of another kind.
@@ -41,6 +41,7 @@ class CausalDecoder:
         self._layers = [SlotLayer(slots, capacity) for _ in range(self._config.num_hidden_layers)]
         self._cache = Cache(layers=list(self._layers))
         self._lengths: list[int] = []
+        self._head = RepeatedHead(family)
 
     @torch.no_grad()
     def admit(self, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "new vocab"]:
@@ -74,7 +75,7 @@ class CausalDecoder:
         self._begin(0, width, (torch.arange(len(at), device=tokens.device), at))
         hidden = self._hidden(tokens[:, None], at[:, None], _seen(self._config, at, width, self._family.model.dtype))
         self._lengths = [length + 1 for length in self._lengths]
-        return head_logits(self._family.head, hidden[:, 0])
+        return self._head(hidden[:, 0])
 
     def leave(self, place: int) -> None:
         last = len(self._lengths) - 1

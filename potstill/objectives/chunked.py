@@ -23,7 +23,8 @@ from potstill.types import Batch, Dense, Head, Live, StudentOutput, TeacherLogit
 if TYPE_CHECKING:
     from potstill.recipe.objective import Reads
 
-MIN_CHUNK = 128  # positions in a matrix product: fewer leave it waiting for the weights
+MIN_CHUNK = 256  # positions in a matrix product: fewer leave it waiting for the weights
+TEACHER_CHUNK = 128  # of a teacher's, whose weights have no gradient to be waited for: its logits take less at once
 GPU_CHUNK = 1024
 CPU_BLOCK = 2**18  # logits an objective sees at once: 1 MiB in float32, about a core's second-level cache
 GPU_BLOCK = 2**26  # 256 MiB: large for its kernels, small beside the models; not measured
@@ -113,8 +114,8 @@ class Positions:
         """All positions, a cache's worth at a time, without gradient to either model."""
         with torch.no_grad():
             for at in self.slices():
-                linear, teacher = self.head.linear(self.hidden[at]), self.reference(at)
-                for block in self.blocks(at):
+                linear = self.head.linear(self.hidden[at])
+                for block, teacher in self.blocks(at):
                     yield within(at, block), self.chunk(linear[block], teacher, at, block)
 
     def slices(self) -> Iterator[slice]:
@@ -124,10 +125,16 @@ class Positions:
         ends = self.places[0].unique_consecutive(return_counts=True)[1].cumsum(0).tolist()
         return (slice(start, end) for start, end in zip([0, *ends][:-1], ends, strict=True))
 
-    def blocks(self, at: slice) -> Iterator[slice]:
-        """What an objective gets of a chunk; counted from the chunk's start."""
+    def blocks(self, at: slice) -> Iterator[tuple[slice, TeacherLogits | None]]:
+        """What an objective gets of a chunk, counted from the chunk's start, and what the teacher says of it."""
         size = at.stop - at.start
-        return _cut(size, size if self.by_response else _block_size(self.head, self.hidden.device))
+        if self.by_response:
+            yield slice(0, size), self.reference(at)
+            return
+        for part in _cut(size, TEACHER_CHUNK if self.hidden.device.type == "cpu" else size):
+            teacher = self.reference(within(at, part))
+            for block in _cut(part.stop - part.start, block_size(self.head.vocab_size, self.hidden.device)):
+                yield within(part, block), None if teacher is None else teacher[block]
 
     def reference(self, at: slice) -> TeacherLogits | None:
         """What the teacher says of a chunk."""
@@ -141,12 +148,11 @@ class Positions:
                 return None if said is None else said[at]
 
     def chunk(self, linear: Tensor, teacher: TeacherLogits | None, at: slice, block: slice) -> Chunk:
-        """A block of a chunk, from its logits before the head's transform; gradient flows back to those."""
+        """A block of a chunk, from its logits before the head's transform, to which gradient flows back."""
         rows, columns = self.places
         places = rows[within(at, block)], columns[within(at, block)]
-        told = None if teacher is None else teacher[block]
         embeddings = self.head.weight[: self.head.vocab_size].detach()
-        return Chunk(self.head.logits(linear), told, places, self.batch, embeddings)
+        return Chunk(self.head.logits(linear), teacher, places, self.batch, embeddings)
 
 
 def select(
@@ -217,14 +223,16 @@ class _GradientInForward(torch.autograd.Function):
         precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         values = hidden.new_zeros(len(terms), dtype=precise)
         wanted, vocab = any(ctx.needs_input_grad), positions.head.vocab_size
+        room: Tensor | None = None  # for logits: new pages would take as long as an objective
         for at in positions.slices():
-            grad_logits = _add_chunk(values, shares, positions, at, wanted)
+            grad_logits = _add_chunk(values, shares, positions, at, wanted, room)
             if hidden_grad is not None:
                 hidden_grad[at] = grad_logits @ weight[:vocab]
             if weight_grad is not None:
                 _add_product(weight_grad[:vocab], grad_logits, hidden[at])
             if bias_grad is not None:
                 bias_grad[:vocab] += grad_logits.sum(0)
+            room = grad_logits if positions.head.writes_over(hidden) else None
             del grad_logits  # before the next chunk's logits come
         ctx.grads = (hidden_grad, weight_grad, bias_grad)
         ctx.mark_non_differentiable(values)
@@ -259,13 +267,15 @@ class _Share:
         return scale, chunk
 
 
-def _add_chunk(values: Tensor, shares: Sequence[_Share], positions: Positions, at: slice, wanted: bool) -> Tensor:
+def _add_chunk(
+    values: Tensor, shares: Sequence[_Share], positions: Positions, at: slice, wanted: bool, room: Tensor | None
+) -> Tensor:
     """Add a chunk to the terms' values, and return the gradient of its logits (before the head's transform).
 
-    The gradient is written over the logits, block by block.
+    The gradient is written over the logits, block by block, and those over ``room`` where they can be.
     """
-    linear, teacher = positions.head.linear(positions.hidden[at].detach()), positions.reference(at)
-    for block in positions.blocks(at):
+    linear = positions.head.linear(positions.hidden[at].detach(), room)
+    for block, teacher in positions.blocks(at):
         leaf = linear[block].detach().requires_grad_(wanted)
         total = values.new_zeros(())
         with torch.set_grad_enabled(wanted):
@@ -291,9 +301,9 @@ def positions_in_a_product(hidden: Tensor) -> int:
     return max(GPU_CHUNK if hidden.is_cuda else MIN_CHUNK, hidden.shape[-1] // 4)
 
 
-def _block_size(head: Head, device: torch.device) -> int:
+def block_size(vocab_size: int, device: torch.device) -> int:
     """Positions that objectives get at once."""
-    return max(1, (CPU_BLOCK if device.type == "cpu" else GPU_BLOCK) // head.vocab_size)
+    return max(1, (CPU_BLOCK if device.type == "cpu" else GPU_BLOCK) // vocab_size)
 
 
 def _cut(count: int, size: int) -> Iterator[slice]:

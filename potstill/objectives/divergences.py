@@ -19,7 +19,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from potstill.errors import ConfigError
-from potstill.objectives.distributions import check_sparse, kl_between, log_mixture, log_probs, pair
+from potstill.objectives.distributions import (
+    check_sparse,
+    jensen_shannon_between,
+    kl_between,
+    log_mixture,
+    log_probs,
+    pair,
+)
 from potstill.types import Sampled, TeacherLogits
 
 SMALL_WEIGHT = 0.05  # of a model in a Jensen-Shannon mixture: below it the divergence has under a tenth of KL's scale
@@ -125,8 +132,7 @@ def jensen_shannon(
     if teacher_weight in (0, 1):
         return kl_between(log_p, log_q) if teacher_weight == 0 else kl_between(log_q, log_p)
     w = teacher_weight
-    log_m = log_mixture(log_p, log_q, w)
-    value = w * kl_between(log_p, log_m) + (1 - w) * kl_between(log_q, log_m)
+    value = jensen_shannon_between(log_p, log_q, w)
     return value / (w * (1 - w)) if rescale else value
 
 

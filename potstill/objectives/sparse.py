@@ -16,6 +16,8 @@ from potstill.errors import ConfigError
 from potstill.objectives.distributions import log_probs, same_positions, with_rest
 from potstill.types import Sampled, TopK
 
+GROUP = 64  # tokens
+
 
 @torch.no_grad()
 def top_k(teacher_logits: Float[Tensor, "*pos vocab"], k: int, *, temperature: float = 1.0) -> TopK:
@@ -91,7 +93,23 @@ def draw(
 def _most_likely(logits: Tensor, k: int) -> Tensor:
     if not 1 <= k <= logits.shape[-1]:
         raise ConfigError(f"k is {k} of {logits.shape[-1]} tokens", f"give a k from 1 to {logits.shape[-1]}")
-    return logits.topk(k, -1).indices
+    if logits.device.type != "cpu" or logits.shape[-1] < k * GROUP:
+        return logits.topk(k, -1).indices
+    return _most_likely_by_groups(logits, k)
+
+
+def _most_likely_by_groups(logits: Tensor, k: int) -> Tensor:
+    """The same, of ties perhaps others: the k largest are in the k groups with the largest members.
+
+    A CPU looks for them in k groups five times faster than in a whole vocabulary.
+    """
+    vocab, device = logits.shape[-1], logits.device
+    whole = vocab // GROUP * GROUP
+    groups = logits[..., :whole].unflatten(-1, (-1, GROUP)).amax(-1).topk(k, -1).indices
+    members = (groups[..., None] * GROUP + torch.arange(GROUP, device=device)).flatten(-2)
+    beyond = torch.arange(whole, vocab, device=device).expand(*members.shape[:-1], -1)
+    candidates = torch.cat([members, beyond], -1)
+    return candidates.gather(-1, logits.gather(-1, candidates).topk(k, -1).indices)
 
 
 def _distinct(draws: Tensor) -> tuple[Tensor, Tensor]:

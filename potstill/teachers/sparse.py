@@ -11,7 +11,7 @@ from torch import Tensor
 
 from potstill import recipe
 from potstill.objectives import sparse
-from potstill.objectives.chunked import select
+from potstill.objectives.chunked import block_size, select
 from potstill.teachers.digests import digests_of
 from potstill.teachers.local import LocalTeacher
 from potstill.types import Batch, Sampled, StudentOutput, TopK
@@ -35,8 +35,12 @@ class SparseTeacher:
         mask = batch.response_mask
         positions = select(StudentOutput(live.hidden, live.head), None, batch, mask, by_response=True)
         seeds = self._seeds(batch)
-        said = [self._say(chunk.student_logits, seeds[int(chunk.places[0][0])]) for _, chunk in positions.chunks()]
-        return _spread(said or [self._say(live.head(live.hidden[mask]), 0)], mask)
+        said = [
+            part
+            for _, chunk in positions.chunks()
+            for part in self._say(chunk.student_logits, seeds[int(chunk.places[0][0])])
+        ]
+        return _spread(said or self._say(live.head(live.hidden[mask]), 0), mask)
 
     def _seeds(self, batch: Batch) -> list[int]:
         """Of each row's draws; nothing is drawn for a top k."""
@@ -45,12 +49,13 @@ class SparseTeacher:
         told = (blake2b(digest, digest_size=7, key=str(self._seed).encode()) for digest in digests_of(batch))
         return [int.from_bytes(digest.digest(), "big") for digest in told]
 
-    def _say(self, logits: Tensor, seed: int) -> TopK | Sampled:
-        form = self._form
+    def _say(self, logits: Tensor, seed: int) -> list[TopK | Sampled]:
+        """What is said of a response, in blocks that stay in a processor's cache."""
+        form, blocks = self._form, logits.split(block_size(logits.shape[-1], logits.device))
         if isinstance(form, recipe.TopKSignal):
-            return sparse.top_k(logits, form.k, temperature=form.temperature)
+            return [sparse.top_k(block, form.k, temperature=form.temperature) for block in blocks]
         generator = torch.Generator(logits.device).manual_seed(seed)
-        return sparse.draw(logits, form.draws, temperature=form.temperature, generator=generator)
+        return [sparse.draw(block, form.draws, temperature=form.temperature, generator=generator) for block in blocks]
 
 
 def _spread(said: Sequence[TopK | Sampled], mask: Tensor) -> TopK | Sampled:

@@ -115,9 +115,9 @@ def test_several_terms_share_one_projection_and_add_up() -> None:
     calls = []
 
     class CountedHead(Head):
-        def linear(self, hidden: Tensor) -> Tensor:
+        def linear(self, hidden: Tensor, room: Tensor | None = None) -> Tensor:
             calls.append(len(hidden))
-            return super().linear(hidden)
+            return super().linear(hidden, room)
 
     output = student.output(batch)
     counted = CountedHead(output.head.weight, None, None, output.head.vocab_size)
@@ -269,3 +269,21 @@ def test_a_head_with_a_bias_and_padded_rows_and_a_scaled_total(scale: float) -> 
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
     assert (found[1][20:] == 0).all()
     assert (found[2][20:] == 0).all()
+
+
+@pytest.mark.parametrize("by_response", [False, True])
+def test_chunks_of_any_length_share_their_room(by_response: bool) -> None:
+    """Logits are written over those of the chunk before, also where responses make chunks shorter and longer."""
+    student, teacher = models(torch.float64, tied=True)
+    batch = tiny.batch(LENGTHS)
+    signal = LocalTeacher(teacher).signal(batch)
+    terms = [bound("forward_kl", batch)]
+    if by_response:
+        terms.append(replace(bound("cross_entropy", batch), objective=lambda s, *_: s.logsumexp(-1), reads="response"))
+    results = []
+    for chunk_size in (2, 7, 1000):
+        total, values = evaluate_terms(student.output(batch), signal, batch, terms, chunk_size)
+        results.append((values, gradients(student, total)))
+    for values, found in results[:-1]:
+        torch.testing.assert_close(values, results[-1][0], rtol=0, atol=1e-12)
+        torch.testing.assert_close(found, results[-1][1], rtol=0, atol=1e-12)

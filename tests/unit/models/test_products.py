@@ -86,3 +86,36 @@ def test_a_model_in_bfloat16_decodes_as_its_own_forward_does(make: type) -> None
         exact = model.double()(ids).logits[:, 4:]
     found = torch.stack(rows, 1).double()
     assert (found - exact).abs().mean() < 2 * (own - exact).abs().mean()
+
+
+class Headed:
+    """A family of which only the head is asked for."""
+
+    def __init__(self, head: Head):
+        self.head = head
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("count", [1, 4, 9])
+def test_a_repeated_heads_logits_stay_as_they_are(dtype: torch.dtype, biased: bool, count: int) -> None:
+    weight, hidden = drawn(50, 64, dtype=dtype), drawn(count, 64, dtype=dtype)
+    head = Head(weight, drawn(50, dtype=dtype) if biased else None, torch.tanh, 40)
+    repeated = products.RepeatedHead(Headed(head))  # type: ignore[arg-type]
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.02}[dtype]
+    for _ in range(products.TRANSPOSED_FROM + 1):
+        torch.testing.assert_close(repeated(hidden), head_logits(head, hidden), rtol=tolerance, atol=tolerance)
+    assert (repeated._transposed is not None) == (dtype == torch.float32)
+
+
+def test_under_autocast_a_repeated_head_says_the_same_and_narrows_its_matrix_once() -> None:
+    weight, hidden = drawn(50, 64, dtype=torch.float32), drawn(4, 64, dtype=torch.float32)
+    head = Head(weight, drawn(50, dtype=torch.float32), None, 40)
+    repeated = products.RepeatedHead(Headed(head))  # type: ignore[arg-type]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        first, narrowed = repeated(hidden), repeated._narrowed
+        assert first.dtype == torch.bfloat16
+        torch.testing.assert_close(first, head(hidden), rtol=0.02, atol=0.02)
+        repeated(hidden)
+    assert narrowed is not None
+    assert repeated._narrowed is narrowed
