@@ -11,19 +11,32 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from potstill import objectives
-    from potstill.api import evaluate, report, resume, train
+    from potstill.api import build_cache, evaluate, plan, report, resume, train
     from potstill.errors import PotstillError
     from potstill.recipe import Recipe
     from potstill.run import Run
 
-__all__ = ["PotstillError", "Recipe", "Run", "evaluate", "objectives", "report", "resume", "train"]
+__all__ = [
+    "PotstillError",
+    "Recipe",
+    "Run",
+    "build_cache",
+    "evaluate",
+    "objectives",
+    "plan",
+    "report",
+    "resume",
+    "train",
+]
 
 # Looked up on first use: torch and transformers take seconds to import, and `potstill --help` needs neither.
 _HOMES = {
+    "plan": "potstill.api",
     "train": "potstill.api",
     "resume": "potstill.api",
     "evaluate": "potstill.api",
     "report": "potstill.api",
+    "build_cache": "potstill.api",
     "PotstillError": "potstill.errors",
     "Recipe": "potstill.recipe",
     "Run": "potstill.run",

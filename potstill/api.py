@@ -1,4 +1,4 @@
-"""The verbs of potstill: train, resume, evaluate, report. The command line calls these and nothing else."""
+"""The verbs of potstill: plan, train, resume, evaluate, report. The command line calls these and nothing else."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from filelock import FileLock, Timeout
 
 from potstill import recipe_io, run_models, stage, stages
 from potstill import run as runs
+from potstill.cache_building import Built, Watch, build
 from potstill.checks.dry_run import Tried
 from potstill.checks.dry_run import dry_run as try_recipe
 from potstill.checks.models import check_depths, check_models
+from potstill.checks.plan import plan as plan_recipe
+from potstill.checks.planning.results import Plan
 from potstill.errors import ConfigError, PotstillError, Stopped
 from potstill.evaluation import standalone
 from potstill.evaluation.suites import chosen
@@ -56,6 +59,28 @@ def train(recipe_or_method: str | Path | Recipe, *, allow_remote_code: bool = Fa
     return run
 
 
+def build_cache(
+    recipe_or_method: str | Path | Recipe,
+    *,
+    watch: Watch | None = None,
+    allow_remote_code: bool = False,
+    **overrides: Any,
+) -> list[Built]:
+    """Ask the teachers of a recipe about all of its rows and keep what they say, for any run with the same models.
+
+    What is there already is not asked again.
+
+    Args: as for ``train``; ``watch`` is given a stream's name and how many of its rows are asked about, and returns
+        what is told the number of each batch.
+    Returns: of each stream where it is kept, and how many rows were asked about.
+    Raises: ConfigError where nothing of it can be kept; CacheError for a folder of something else, or a full disk; and
+        as ``train``.
+    """
+    recipe = recipe_io.load(recipe_or_method, overrides, methods=METHODS)
+    check_models(recipe, allow_remote_code)
+    return build(recipe, watch=watch or (lambda *_: lambda _: None), allow_remote_code=allow_remote_code)
+
+
 def dry_run(recipe_or_method: str | Path | Recipe, *, allow_remote_code: bool = False, **overrides: Any) -> list[Tried]:
     """Try every stage of a recipe with one step of training, whether its models and data are on this machine or not.
 
@@ -65,6 +90,19 @@ def dry_run(recipe_or_method: str | Path | Recipe, *, allow_remote_code: bool = 
     """
     recipe = recipe_io.load(recipe_or_method, overrides, methods=METHODS)
     return try_recipe(recipe, _conclude, allow_remote_code=allow_remote_code)
+
+
+def plan(recipe_or_method: str | Path | Recipe, *, allow_remote_code: bool = False, **overrides: Any) -> Plan:
+    """What a recipe will take on this machine, from a few steps that are measured: see ``checks.plan``.
+
+    Args: as for ``train``.
+    Returns: parameters, steps, operations, and seconds, memory and disk by what takes them, of each stage.
+    Raises: as ``train``; nothing is kept.
+    """
+    recipe = recipe_io.load(recipe_or_method, overrides, methods=METHODS)
+    check_models(recipe, allow_remote_code)
+    check_depths(recipe, allow_remote_code)
+    return plan_recipe(recipe, allow_remote_code=allow_remote_code)
 
 
 def resume(run: str | Path | Run, *, allow_remote_code: bool = False) -> Run:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -14,7 +14,7 @@ from potstill.data.prepare import Prepared
 from potstill.errors import TeacherError
 from potstill.models import adapters, layout, pruning, quantised, width
 from potstill.models.adapter_folder import is_adapter
-from potstill.models.families import Family, check_projection, family_of
+from potstill.models.families import Family, check_projection, family_of, pack
 from potstill.models.fingerprint import fingerprint_of
 from potstill.models.held import load_held
 from potstill.models.loading import Loaded, config_of, drawn, load, load_tokenizer, local_source, output_rows
@@ -134,20 +134,24 @@ def _local_teacher(
     if isinstance(asked, schema.BaseTeacher):  # the student is put around its weights
         loaded = _untouched(stage, runtime, name, revision=revision, allow_remote_code=allow_remote_code)
         quantise(loaded.model, stage.adapter, runtime)
-        return LocalTeacher(_checked(loaded, vocab_size)), loaded.size_on_disk
+        return LocalTeacher(_ready(loaded, vocab_size, stage.packing)), loaded.size_on_disk
 
     def held() -> Loaded:
         where: dict[str, Any] = {"dtype": runtime.dtype, "device": runtime.device, "revision": revision}
         return load_held(name, asked, **where, allow_remote_code=allow_remote_code)
 
+    def ready(loaded: Loaded) -> Family:
+        return _ready(loaded, vocab_size, stage.packing)
+
     loaded = held()
-    return LocalTeacher(_checked(loaded, vocab_size), lambda: family_of(held().model, vocab_size)), loaded.size_on_disk
+    return LocalTeacher(ready(loaded), lambda: ready(held())), loaded.size_on_disk
 
 
-def _checked(loaded: Loaded, vocab_size: int) -> Family:
+def _ready(loaded: Loaded, vocab_size: int, packing: Literal["auto", "always", "never"]) -> Family:
     """The adapter of a model whose logits are as we compute them. Raises: ModelError."""
     family = family_of(loaded.model, vocab_size)
     check_projection(family, loaded.name)
+    pack(family, packing)
     return family
 
 
@@ -231,6 +235,7 @@ def build_student(
             adapters.restore(model, resume_from.student)
     family = family_of(model, vocab_size)
     check_projection(family, source)
+    pack(family, stage.packing)
     if stage.student.freeze_embeddings and not stage.adapter:  # which leaves nothing but itself to be trained
         pruning.freeze_embeddings(model)
     return Student(family, stored_dtype, size, made)

@@ -79,12 +79,13 @@ class Caches:
     def form_of(self, spec: schema.Stream) -> Form:
         """How what a stream's teacher says is kept."""
         cache, vocab_size = self.stage.all_teachers[spec.teacher].cache, self.teaching.vocab_size
+        head = self.teaching.of(spec).head_on(self.runtime.device)
+        precise = torch.promote_types(head.weight.dtype, torch.float32)
         match spec.signal:
             case schema.TopKSignal(k=k, temperature=temperature):
-                return TopKForm(k, temperature, vocab_size)
+                return TopKForm(k, temperature, vocab_size, precise)
             case schema.SampledSignal(draws=draws, temperature=temperature):
-                return DrawsForm(draws, temperature, vocab_size, self.seed)
-        head = self.teaching.of(spec).head_on(self.runtime.device)
+                return DrawsForm(draws, temperature, vocab_size, self.seed, precise)
         if cache.form == "logits":
             return LogitsForm(vocab_size, head.weight.dtype)
         exact = cache.form == "states"
@@ -114,9 +115,12 @@ class Caches:
         return FOLDER / f"{name}-{form.name}-{_sha256(self.key_of(spec, form))[:12]}"
 
     def close(self) -> None:
-        """Finish what is being written, and let what was replayed go."""
+        """Finish what is being written."""
         for store in self._open.values():
             store.close()
+
+    def forget_replayed(self) -> None:
+        """Remove what was kept for as long as training went on."""
         if self.runtime.is_main:
             remove_folder(self.folder / BUFFER)
 
@@ -127,7 +131,13 @@ class Caches:
         if folder not in self._open:
             runtime, about = self.runtime, {"teacher": model_of(self.stage, asked)[0]}
             place: dict[str, int] = {"rank": runtime.rank, "world_size": runtime.world_size}
-            self._open[folder] = Store(folder, key, self._writer, about=about, **place)
+            writer = self._writer  # which all processes ask for together
+            # All processes begin with the rows that the main one finds, whatever is written before they have opened it.
+            main = Store(folder, key, writer, about=about, **place) if runtime.is_main else None
+            found = runtime.share(None if main is None else main.state_dict())
+            store = Store(folder, key, writer, about=about, **place) if main is None else main
+            store.load_state_dict(found)
+            self._open[folder] = store
         return self._open[folder]
 
     @cached_property

@@ -14,12 +14,15 @@ from potstill.cli_annotate import EPILOG as ANNOTATE_EXAMPLES
 from potstill.cli_annotate import annotate
 from potstill.cli_attribute import EPILOG as ATTRIBUTE_EXAMPLES
 from potstill.cli_attribute import attribute
+from potstill.cli_cache import app as cache_app
 from potstill.cli_data import app as data_app
 from potstill.cli_evaluate import COMPARE_EXAMPLES, EVALUATE_EXAMPLES, SUITES_EXAMPLE, compare, evaluate, suites
 from potstill.cli_harness import EPILOG as HARNESS_EXAMPLES
 from potstill.cli_harness import harness
 from potstill.cli_judge import app as judge_app
 from potstill.cli_options import Format, FormatOption, RemoteCode
+from potstill.cli_plan import EPILOG as PLAN_EXAMPLES
+from potstill.cli_plan import plan
 from potstill.cli_recipes import app as recipes_app
 from potstill.cli_sweep import EPILOG as SWEEP_EXAMPLES
 from potstill.cli_sweep import sweep
@@ -154,6 +157,7 @@ def selftest(
         raise typer.Exit(1)
 
 
+app.command("plan", epilog=PLAN_EXAMPLES)(plan)
 app.command("evaluate", epilog=EVALUATE_EXAMPLES)(evaluate)
 app.command("suites", epilog=SUITES_EXAMPLE)(suites)
 app.command("compare", epilog=COMPARE_EXAMPLES)(compare)
@@ -161,6 +165,7 @@ app.command("sweep", epilog=SWEEP_EXAMPLES)(sweep)
 app.command("annotate", epilog=ANNOTATE_EXAMPLES)(annotate)
 app.command("attribute", epilog=ATTRIBUTE_EXAMPLES)(attribute)
 app.command("harness", epilog=HARNESS_EXAMPLES)(harness)
+app.add_typer(cache_app, name="cache")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")
 app.add_typer(judge_app, name="judge")

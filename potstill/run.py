@@ -10,6 +10,7 @@ runs/<name>/
                    and beside each .rows.jsonl: what was measured of each held-out row
   panel/           the same names: what each model is like on its own samples
   teacher_text/    what the teacher wrote to the training prompts, where a stream asks for it
+  replayed/        while training: what the teacher said of a replay buffer, where its words are kept
   baseline/        the equal-time student: the same again inside
   stages/          of a recipe with several: 1-<name>/ 2-<name>/, each a run folder; then there stand beside it only
                    recipe.yaml, stages.json, report.html and student -> that of the stage that makes the result

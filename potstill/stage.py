@@ -25,7 +25,7 @@ from potstill.evaluation.generation import greedy_figures
 from potstill.inside import Terms
 from potstill.measuring import evaluate
 from potstill.models import adapters
-from potstill.models.families import family_of
+from potstill.models.families import family_of, pack
 from potstill.models.loading import load
 from potstill.models.quiet import quiet
 from potstill.run import MODELS, Run, remove_folder, write_text
@@ -73,6 +73,8 @@ def run(recipe: schema.Recipe, run: Run, *, allow_remote_code: bool = False) -> 
             with _closing(parts.caches):
                 job = _job(bench, training, parts, terms)
                 state = fit(job, resume_from)
+            if parts.caches:
+                parts.caches.forget_replayed()
             _finish(bench, training, state, student, job.streams)
         _write_samples(bench)
         bench.runtime.barrier()
@@ -227,7 +229,9 @@ def _finish(bench: Bench, training: Training, state: State, student: Student, st
         _add_cost(bench.run, prefix, state, streams)
         if not bench.run.eval_file(training.label).exists():
             loaded = load(str(training.run.student), dtype=bench.runtime.student_dtype, device=bench.runtime.device)
-            evaluate(bench, training.label, family_of(loaded.model, bench.vocab_size), loaded.size_on_disk)
+            exported = family_of(loaded.model, bench.vocab_size)
+            pack(exported, training.stage.packing)
+            evaluate(bench, training.label, exported, loaded.size_on_disk)
     bench.runtime.barrier()
 
 

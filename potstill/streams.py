@@ -136,14 +136,24 @@ def asked(
     local = LookedInto(own, places) if places else own
     teacher = OncePerBatch(local) if again else local
     judge = LogRatioJudge(student, teacher, credited, total) if credited else None
+    if isinstance(spec.signal, schema.LogitsSignal | schema.HiddenSignal):
+        return teacher, judge
+    return in_form(spec, teaching, seed), judge
+
+
+def in_form(spec: schema.Stream, teaching: Teaching, seed: int) -> SignalSource | None:
+    """The teacher of a stream as its signal has it; None where nothing is asked of it but credit, or nothing.
+
+    Raises: ConfigError for a k above the vocabulary.
+    """
     match spec.signal:
-        case schema.LogitsSignal() | schema.HiddenSignal():
-            return teacher, judge
+        case schema.LogitsSignal():
+            return teaching.of(spec)
         case schema.TopKSignal(k=k) if k > teaching.vocab_size:
             raise ConfigError(f"signal.k is {k} and the vocabulary has {teaching.vocab_size} tokens", "set a smaller k")
         case schema.TopKSignal() | schema.SampledSignal():
-            return SparseTeacher(own, spec.signal, seed), judge
-    return None, judge
+            return SparseTeacher(teaching.of(spec), spec.signal, seed)
+    return None
 
 
 def _stream(parts: Parts, spec: schema.Stream, terms: Terms) -> LiveStream:

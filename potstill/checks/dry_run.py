@@ -8,17 +8,9 @@ folder that is removed. Nothing is downloaded, and nothing is kept.
 from __future__ import annotations
 
 import os
-import platform
-import re
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-
-from psutil import pid_exists
 
 from potstill import recipe as schema
 from potstill import stage, stages
@@ -26,6 +18,7 @@ from potstill.checks.dry.models import layers_of_stacks
 from potstill.checks.dry.naming import of_stage
 from potstill.checks.dry.sizes import Pair, count, memory
 from potstill.checks.dry.world import World, build
+from potstill.checks.scratch import scratch
 from potstill.errors import ConfigError, Stopped
 from potstill.run import Run, remove_folder
 from potstill.training.signals import listening
@@ -72,7 +65,7 @@ def dry_run(recipe: schema.Recipe, conclude: Callable[[Run], None], *, allow_rem
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("a dry run is of one process", "leave torchrun out")
-    with listening(), _scratch() as folder:
+    with listening(), scratch("dry-run") as folder:
         try:
             world = build(recipe, folder, allow_remote_code)
             return _tried(world, Run(folder / "run"), recipe.dtype, conclude, allow_remote_code)
@@ -119,18 +112,3 @@ def _sized(pair: Pair) -> Iterator[Sized]:
     for role, name in pair.names.items():
         model = pair.model(role)
         yield Sized(role, name, count(model), layers_of_stacks(model))
-
-
-@contextmanager
-def _scratch() -> Iterator[Path]:
-    """A folder that is gone afterwards, and with it those of dry runs of this machine that were killed."""
-    root, mine = Path(tempfile.gettempdir()), f"potstill-dry-run.{platform.node()}."
-    for left in root.glob(f"{mine}*"):
-        pid = left.name.removeprefix(mine).partition(".")[0]
-        if re.fullmatch(r"\d{1,9}", pid) and not pid_exists(int(pid)):
-            remove_folder(left)
-    folder = Path(tempfile.mkdtemp(prefix=f"{mine}{os.getpid()}.", dir=root))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

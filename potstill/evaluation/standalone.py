@@ -8,7 +8,7 @@ from potstill.data.prepare import prepare_all
 from potstill.evaluation.evaluator import measure
 from potstill.evaluation.generation import check_lengths, judge_answers
 from potstill.models.devices import device_named
-from potstill.models.families import check_projection, family_of
+from potstill.models.families import check_projection, family_of, pack
 from potstill.models.loading import load
 from potstill.recipe import Data, Evaluation, Stage
 from potstill.sources.dataset import batches
@@ -76,6 +76,7 @@ def evaluate(
     family = family_of(loaded.model, vocab_size)
     check_projection(family, name)
     for model in (family, *([compared.family] if compared else [])):
+        pack(model)
         check_lengths(model.model.config, rows, answered if model is family else (), settings)
     figures: dict[str, Any] = dict(
         measure(family, compared, batches(rows, settings.batch_size, loaded.tokenizer.eos_token_id))

@@ -13,7 +13,7 @@ from potstill.features.attribution import STEPS as STEPS
 from potstill.features.choosing import Watch, choose, rows_sha256
 from potstill.features.selection import Model, Selection, Wanted, kept_or_made
 from potstill.models.devices import device_named
-from potstill.models.families import check_projection, family_of
+from potstill.models.families import check_projection, family_of, pack
 from potstill.models.fingerprint import fingerprint_of
 from potstill.models.layout import layers_of
 from potstill.models.loading import load
@@ -66,6 +66,7 @@ def attribute(
     loaded = load(name, device=device_named(device), allow_remote_code=allow_remote_code)
     family = family_of(loaded.model)
     check_projection(family, name)
+    pack(family)
     rows = prepare_all(data, loaded.tokenizer)[:limit]
     _check_lengths(loaded.model.config, rows)
     asked = Wanted(layers=layers_named(layers, len(layers_of(loaded.model))), **wanted)

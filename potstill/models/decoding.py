@@ -16,7 +16,7 @@ from potstill.models.layout import is_encoder_decoder
 from potstill.models.positions import check_positions
 from potstill.models.products import RepeatedHead, head_logits, suited_products
 from potstill.models.seq2seq_decoding import Seq2SeqDecoder
-from potstill.models.slots import EAGER, Decoder, SlotLayer
+from potstill.models.slots import EAGER, Decoder, SlotLayer, distinct_of
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, as transformers calls them
 Mask = Shaped[Tensor, "active 1 1 width"]
@@ -45,15 +45,28 @@ class CausalDecoder:
 
     @torch.no_grad()
     def admit(self, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "new vocab"]:
-        """Prompts of any lengths; padding is on the right, where a causal model cannot look."""
-        lengths = [len(prompt) for prompt in prompts]
+        """Prompts of any lengths; padding is on the right, where a causal model cannot look.
+
+        One that stands there several times is read once, and its keys and values are copied.
+        """
+        distinct, which = distinct_of(prompts)
+        lengths = [len(prompt) for prompt in distinct]
         width, device = max(lengths), self._family.model.device
-        ids = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts], device=device)
-        self._begin(len(self._lengths), width, None)
-        hidden = self._hidden(ids, torch.arange(width, device=device).expand(len(prompts), -1), None)
-        self._lengths += lengths
+        ids = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in distinct], device=device)
+        first = len(self._lengths)
+        self._begin(first, width, None)
+        hidden = self._hidden(ids, torch.arange(width, device=device).expand(len(distinct), -1), None)
         last = torch.tensor(lengths, device=device) - 1
-        return head_logits(self._family.head, hidden[torch.arange(len(prompts), device=device), last])
+        logits = head_logits(self._family.head, hidden[torch.arange(len(distinct), device=device), last])
+        if len(distinct) == len(prompts):
+            self._lengths += lengths
+            return logits
+        # From the last place on: what a place holds is wanted by those behind it alone.
+        for place in (place for place in reversed(range(len(which))) if which[place] != place):
+            for layer in self._layers:
+                layer.move(first + which[place], first + place, lengths[which[place]])
+        self._lengths += [lengths[at] for at in which]
+        return logits[torch.tensor(which, device=device)]
 
     @torch.no_grad()
     def step(self, tokens: Int[Tensor, " active"]) -> Float[Tensor, "active vocab"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,16 +13,21 @@ from torch import Tensor, nn
 
 from potstill.errors import ModelError
 from potstill.models.layout import is_encoder_decoder
+from potstill.models.packing import Packing, packing_of, real_of
 from potstill.types import Batch, Head, StudentOutput
 
 
 class Family(nn.Module, ABC):
-    """How a model is fed, and where its logits come from."""
+    """How a model is fed, and where its logits come from.
+
+    ``packing`` is how rows are laid end to end, where they are: see ``pack``.
+    """
 
     def __init__(self, model: Any, vocab_size: int | None = None):
         super().__init__()
         self.model = model
         self.vocab_size = vocab_size or model.get_output_embeddings().weight.shape[0]
+        self.packing: Packing | None = None
         self.train(model.training)
 
     @abstractmethod
@@ -31,16 +36,24 @@ class Family(nn.Module, ABC):
 
     @abstractmethod
     def aligned(
-        self, states: Float[Tensor, "batch tokens channel"], batch: Batch
+        self, states: Float[Tensor, "rows tokens channel"], batch: Batch
     ) -> Float[Tensor, "batch response channel"]:
-        """Of states as the model has them inside, those that predict each response token, as ``forward`` has them."""
+        """Of states as the model has them inside, those that predict each response token, as ``forward`` has them.
+
+        The model's rows are those of the batch, or one where they are laid end to end; rows and tokens may be in one,
+        as OPT's MLPs have them.
+        """
 
     @abstractmethod
-    def predicting(self, batch: Batch) -> Bool[Tensor, "batch tokens"]:
+    def predicting(self, batch: Batch) -> Bool[Tensor, "rows tokens"]:
         """Where in what the decoder's layers hold the states stand that predict real response tokens, in their order.
 
-        ``tokens`` is as long as what the decoder reads in ``forward``.
+        ``rows`` and ``tokens`` are those of what the decoder reads in ``forward``.
         """
+
+    @abstractmethod
+    def num_positions(self, batch: Batch) -> tuple[int, ...]:
+        """Positions that its layers compute for a batch, padding included; of an encoder's and of a decoder's apart."""
 
     @property
     def head(self) -> Head:
@@ -79,22 +92,43 @@ class Causal(Family):
         """As every family's.
 
         Rows are moved to the left before the model sees them, so that all padding is on the right, where a causal
-        model cannot look: no attention mask is needed, positions count from 0, and padding changes nothing.
+        model cannot look: no attention mask is needed, positions count from 0, and padding changes nothing. Where rows
+        can be laid end to end there is none.
         """
         ids, _ = left_aligned(batch)
+        if self.packing and (lengths := self._end_to_end(batch)):
+            return self.aligned(self.packing.states(self.model, ids, lengths), batch)
         return self.aligned(self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state, batch)
 
     def aligned(
-        self, states: Float[Tensor, "batch tokens channel"], batch: Batch
+        self, states: Float[Tensor, "rows tokens channel"], batch: Batch
     ) -> Float[Tensor, "batch response channel"]:
         offsets = torch.arange(batch.response_ids.shape[1], device=states.device)
-        at = (batch.prompt_mask.sum(1)[:, None] - 1 + offsets).clamp_max(states.shape[1] - 1)
-        return states.gather(1, at[..., None].expand(-1, -1, states.shape[-1]))
+        at = batch.prompt_mask.sum(1)[:, None] - 1 + offsets
+        if self._end_to_end(batch):
+            lengths = _lengths(batch)[:, None]
+            at = (lengths.cumsum(0) - lengths + at.minimum(lengths - 1)).view(1, -1)
+        rows = states.view(len(at), -1, states.shape[-1])
+        at = at.clamp_max(rows.shape[1] - 1)[..., None].expand(-1, -1, rows.shape[-1])
+        return rows.gather(1, at).view(*batch.response_ids.shape, rows.shape[-1])
 
-    def predicting(self, batch: Batch) -> Bool[Tensor, "batch tokens"]:
+    def predicting(self, batch: Batch) -> Bool[Tensor, "rows tokens"]:
         first, count = batch.prompt_mask.sum(1)[:, None] - 1, batch.response_mask.sum(1)[:, None]
         at = torch.arange(int((first + 1 + count).max()), device=first.device)
-        return (at >= first) & (at < first + count)
+        found = (at >= first) & (at < first + count)
+        lengths = self._end_to_end(batch)
+        return found[real_of(found, lengths)][None] if lengths else found
+
+    def num_positions(self, batch: Batch) -> tuple[int, ...]:
+        lengths = _lengths(batch)
+        return (int(lengths.sum() if self._end_to_end(batch) else len(lengths) * lengths.max()),)
+
+    def _end_to_end(self, batch: Batch) -> list[int]:
+        """The lengths of a batch's rows where the model reads them as one; none where it reads a padded rectangle."""
+        if self.packing is None:
+            return []
+        lengths = _lengths(batch).tolist()
+        return lengths if self.packing.pays(lengths) else []
 
     def generation_inputs(self, batch: Batch) -> dict[str, Any]:
         return {"input_ids": batch.prompt_ids, "attention_mask": batch.prompt_mask.long()}
@@ -132,12 +166,15 @@ class Seq2Seq(Family):
         ).last_hidden_state
 
     def aligned(
-        self, states: Float[Tensor, "batch tokens channel"], batch: Batch
+        self, states: Float[Tensor, "rows tokens channel"], batch: Batch
     ) -> Float[Tensor, "batch response channel"]:
-        return states  # the decoder reads nothing but the response
+        return states.view(*batch.response_ids.shape, states.shape[-1])  # the decoder reads nothing but the response
 
     def predicting(self, batch: Batch) -> Bool[Tensor, "batch tokens"]:
         return batch.response_mask
+
+    def num_positions(self, batch: Batch) -> tuple[int, ...]:
+        return source_of(batch)[0].numel(), batch.response_ids.numel()
 
     def generation_inputs(self, batch: Batch) -> dict[str, Any]:
         from transformers.cache_utils import DynamicCache, EncoderDecoderCache
@@ -177,8 +214,12 @@ def family_of(model: Any, vocab_size: int | None = None) -> Family:
 def left_aligned(batch: Batch) -> tuple[Int[Tensor, "batch tokens"], Int[Tensor, " batch"]]:
     """Prompt and response of each row without padding between or before them, and the prompts' lengths."""
     ids = torch.cat([batch.prompt_ids, batch.response_ids], 1)
-    longest = int((batch.prompt_mask.sum(1) + batch.response_mask.sum(1)).max())
-    return _from_prompt(batch, ids, longest), batch.prompt_mask.sum(1)
+    return _from_prompt(batch, ids, int(_lengths(batch).max())), batch.prompt_mask.sum(1)
+
+
+def _lengths(batch: Batch) -> Int[Tensor, " batch"]:
+    """Real tokens of each row."""
+    return batch.prompt_mask.sum(1) + batch.response_mask.sum(1)
 
 
 def source_of(batch: Batch) -> tuple[Int[Tensor, "batch source"], Bool[Tensor, "batch source"]]:
@@ -255,6 +296,30 @@ def check_projection(family: Family, name: str) -> None:
             f"{name}: its logits differ by {difference:.3g} from its output embedding applied to its last state",
             "this architecture needs an adapter in potstill/models/families.py",
         )
+
+
+def pack(family: Family, wanted: Literal["auto", "always", "never"] = "auto") -> str | None:
+    """From now on lay rows of unlike lengths end to end for the model, if it can read them so.
+
+    What comes out is the same up to rounding, and nothing is computed for padding.
+
+    Args:
+        wanted: auto: on a CPU, for batches where it saves time. always: on any device, wherever there is padding.
+    Returns: why rows stay padded; None where they do not.
+    """
+    family.packing = None
+    if wanted == "never":
+        return "packing is never"
+    if not isinstance(family, Causal):
+        return "it reads sources and targets"
+    device = next(family.model.parameters()).device
+    if wanted == "auto" and device.type != "cpu":
+        return f"packing is auto, and it is on {device.type}"
+    found = packing_of(family.model, always=wanted == "always")
+    if isinstance(found, str):
+        return found
+    family.packing = found
+    return None
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from potstill.errors import ModelError
 from potstill.models.families import Family, start_token_of
 from potstill.models.layout import DECODER, stacks_of
 from potstill.models.products import RepeatedHead, suited_products
-from potstill.models.slots import EAGER, SlotLayer
+from potstill.models.slots import EAGER, SlotLayer, distinct_of
 
 
 class Seq2SeqDecoder:
@@ -47,19 +47,21 @@ class Seq2SeqDecoder:
 
     @torch.no_grad()
     def admit(self, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "new vocab"]:
-        """Prompts of any lengths, at least one token each."""
-        lengths = [len(prompt) for prompt in prompts]
+        """Prompts of any lengths, at least one token each. One that stands there several times is encoded once."""
+        distinct, which = distinct_of(prompts)
+        lengths = [len(prompt) for prompt in distinct]
         width, device = max(lengths), self._family.model.device
-        ids = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts], device=device)
+        ids = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in distinct], device=device)
         real = torch.arange(width, device=device) < torch.tensor(lengths, device=device)[:, None]
         for layer in [*self._own, *self._source]:
             layer.begin(len(self._ages), width, None)
         self._cache.is_updated = dict.fromkeys(range(len(self._source)), False)
         with suited_products(self._family.model.get_input_embeddings().weight):
             states = self._encoder(input_ids=ids, attention_mask=real).last_hidden_state
-        self._lengths += lengths
+        self._lengths += [lengths[at] for at in which]
         self._ages += [1] * len(prompts)
-        return self._logits(torch.full_like(ids[:, :1], self._start), None, states, real)
+        begin = torch.full((len(prompts), 1), self._start, device=device)
+        return self._logits(begin, None, states[which], real[which])
 
     @torch.no_grad()
     def step(self, tokens: Int[Tensor, " active"]) -> Float[Tensor, "active vocab"]:

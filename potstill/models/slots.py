@@ -119,3 +119,10 @@ class SlotLayer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         return self._capacity
+
+
+def distinct_of(prompts: Sequence[Sequence[int]]) -> tuple[list[tuple[int, ...]], list[int]]:
+    """Each prompt once, in the order in which they come, and which of them each one is."""
+    places: dict[tuple[int, ...], int] = {}
+    which = [places.setdefault(tuple(prompt), len(places)) for prompt in prompts]
+    return list(places), which

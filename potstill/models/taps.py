@@ -46,7 +46,7 @@ def tapping(family: Family, taps: Sequence[Tap], change: Change = as_it_is) -> I
 
 def read(family: Family, seen: dict[Tap, Tensor], batch: Batch) -> Inside:
     """What was seen, at the response's positions: ``[batch, response, channel]`` for each place."""
-    return {tap: family.aligned(_by_row(states, len(batch)), batch) for tap, states in seen.items()}
+    return {tap: family.aligned(states, batch) for tap, states in seen.items()}
 
 
 def width(family: Family, tap: Tap) -> int:
@@ -98,11 +98,6 @@ def _layer(family: Family, tap: Tap) -> nn.Module:
             f"layer {tap.layer} is not there: the model has {len(layers)}", f"name layers from 0 to {len(layers) - 1}"
         )
     return layers[tap.layer]
-
-
-def _by_row(states: Tensor, rows: int) -> Tensor:
-    """OPT's MLPs see all tokens of a batch in one line."""
-    return states.view(rows, -1, states.shape[-1]) if states.ndim == 2 else states
 
 
 def _inputs(matrix: Any) -> int:

@@ -171,7 +171,7 @@ def select(
         teacher=None if signal is None else signal[mask],
         places=mask.nonzero(as_tuple=True),  # type: ignore[arg-type]
         batch=batch,
-        chunk_size=chunk_size or _chunk_size(output.hidden),
+        chunk_size=chunk_size or positions_in_a_product(output.hidden),
         by_response=by_response,
     )
 
@@ -295,7 +295,7 @@ def within(at: slice, block: slice) -> slice:
     return slice(at.start + block.start, at.start + block.stop)
 
 
-def _chunk_size(hidden: Tensor) -> int:
+def positions_in_a_product(hidden: Tensor) -> int:
     """Positions in a matrix product: enough for adding to the head's gradient, ``vocab x hidden``, to stay cheap, and
     few enough for the logits of a chunk to stay small beside that gradient."""
     return max(GPU_CHUNK if hidden.is_cuda else MIN_CHUNK, hidden.shape[-1] // 4)

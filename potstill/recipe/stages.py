@@ -141,6 +141,9 @@ class Stage(Section):
     dropout: bool = True  # false: the student's dropout layers are off while it is trained, as in MiniLLM
     # Keep what enters each layer of the student and compute the rest again for the gradient (Chen et al. 2016).
     gradient_checkpointing: bool = False
+    # Lay rows of unlike lengths end to end, so that a causal model computes nothing for padding (Krell 2021): the
+    # same up to rounding. auto: on a CPU, where that saves time; always: on any device, wherever there is padding.
+    packing: Literal["auto", "always", "never"] = "auto"
     # Stop before training where the teacher is no better than the untouched student, by best_by or else perplexity.
     gate: bool = False
     checkpoint: Checkpoint = Checkpoint()

@@ -46,7 +46,7 @@ class DatasetSource:
         self.position = 0
 
     def next(self, share: Share, progress: float = 0.0) -> list[Batch]:
-        return list(batches(self.draw(share), share.micro_size, self.pad_id))
+        return micro_batches(self.draw(share), share, self.pad_id)
 
     def draw(self, share: Share) -> list[Tokenised]:
         """This process's examples of the next global batch."""
@@ -70,6 +70,20 @@ class DatasetSource:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.position = state["position"]
+
+
+def micro_batches(examples: Sequence[Tokenised], share: Share, pad_id: int) -> list[Batch]:
+    """This process's examples of a global batch, cut: by length where that is allowed and there are several parts."""
+    in_order = share.by_length and len(examples) > share.micro_size
+    return list(batches(longest_first(examples) if in_order else examples, share.micro_size, pad_id))
+
+
+def longest_first(examples: Sequence[Tokenised]) -> list[Tokenised]:
+    """By length, so that neighbours need little padding; most memory is taken first, and what does not fit fails there.
+
+    Which examples a global batch has is not changed, and its loss does not depend on how it is cut.
+    """
+    return sorted(examples, key=lambda row: len(row.prompt_ids) + len(row.response_ids), reverse=True)
 
 
 def batches(examples: Sequence[Tokenised], size: int, pad_id: int) -> Iterator[Batch]:

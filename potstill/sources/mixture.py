@@ -15,7 +15,7 @@ import torch
 from potstill.data.examples import Tokenised
 from potstill.data.order import seed_of
 from potstill.schedules import DistillmSchedule, Schedule
-from potstill.sources.dataset import DatasetSource, batches
+from potstill.sources.dataset import DatasetSource, micro_batches
 from potstill.sources.rollout import RolloutSource
 from potstill.sources.source import Share, Source
 from potstill.types import Batch
@@ -85,7 +85,7 @@ class ReplaySource:
         else:
             rows = [row for row, _ in self._rollout.write(share)]
             self._buffer = [*self._buffer, *rows][-self._capacity :]
-        return [replace(batch, again="in_this_run") for batch in batches(rows, share.micro_size, self.data.pad_id)]
+        return [replace(batch, again="in_this_run") for batch in micro_batches(rows, share, self.data.pad_id)]
 
     def _choose(self, chance: float, progress: float) -> Literal["data", "new", "replayed"]:
         if chance >= self._schedule.value(progress):

@@ -13,13 +13,15 @@ from potstill.types import Batch
 class Share:
     """The part of a global batch that one process gets.
 
-    ``batch_size`` is in sequences over all processes; ``micro_size`` in sequences per forward on one.
+    ``batch_size`` is in sequences over all processes; ``micro_size`` in sequences per forward on one. ``by_length``
+    allows sequences of like length to come into one micro-batch.
     """
 
     batch_size: int
     micro_size: int
     rank: int = 0
     world_size: int = 1
+    by_length: bool = True
 
     @property
     def size(self) -> int:

@@ -2,7 +2,8 @@
 
 By the usual convention: 2 for each weight that a position meets in a matrix product, and twice that again for its
 gradients. Products of attention scores, lookups and everything between products are left out, and the head counts at
-every position. Padding counts too, since it is computed; what gradient checkpointing computes again does not.
+every position. Padding counts where it is computed, and rows laid end to end have none; what gradient checkpointing
+computes again does not count.
 
 Source: Kaplan et al. 2020, arXiv:2001.08361, section 2.1.
 """

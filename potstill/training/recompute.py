@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from potstill.errors import ConfigError
@@ -41,13 +41,14 @@ def recomputing(student: Family, *, wanted: bool, dropout: bool = True) -> Itera
     # transformers renamed it; both take torch's settings first.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     disable = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
-    enable({"use_reentrant": False})
+    around = student.packing.recomputed if student.packing else noop_context_fn
+    enable({"use_reentrant": False, "context_fn": around})
     # Without dropout they are not in training, and transformers goes by that; so does dropout that a layer applies
     # itself. They are said to be in training, and not while they run.
     said = [] if dropout else [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     for layer in said:
         layer.training = True
-        setattr(layer, RECOMPUTES, _checkpointed(layer))
+        setattr(layer, RECOMPUTES, _checkpointed(layer, around))
     try:
         yield
     finally:
@@ -56,7 +57,7 @@ def recomputing(student: Family, *, wanted: bool, dropout: bool = True) -> Itera
             layer.training = False
 
 
-def _checkpointed(layer: nn.Module) -> Callable[..., Any]:
+def _checkpointed(layer: nn.Module, around: Callable[[], Any]) -> Callable[..., Any]:
     def checkpointed(function: Callable[..., Any], *args: Any) -> Any:
         def run(*given: Any) -> Any:
             before, layer.training = layer.training, False
@@ -65,6 +66,6 @@ def _checkpointed(layer: nn.Module) -> Callable[..., Any]:
             finally:
                 layer.training = before
 
-        return checkpoint(run, *args, use_reentrant=False)
+        return checkpoint(run, *args, use_reentrant=False, context_fn=around)
 
     return checkpointed

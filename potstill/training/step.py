@@ -178,11 +178,17 @@ def _draw(
     dropped: bool = False,
 ) -> list[MicroBatch]:
     """The next global batch, of which this process has its share; none of it where the stream is dropped."""
-    micro_size = min(batching.size // runtime.world_size, 8) if batching.micro_size == "auto" else batching.micro_size
-    share = Share(batching.size, micro_size, runtime.rank, runtime.world_size)
     with runtime.autocast():
-        drawn = stream.source.next(share, progress)
+        drawn = stream.source.next(share_of(stream, batching, runtime), progress)
     return [] if dropped else [weighed(stream, batch.to(runtime.device), student, runtime) for batch in drawn]
+
+
+def share_of(stream: LiveStream, batching: recipe.Batching, runtime: Runtime) -> Share:
+    """This process's share of a stream's global batch."""
+    micro_size = min(batching.size // runtime.world_size, 8) if batching.micro_size == "auto" else batching.micro_size
+    # The one objective whose value goes by what shares a micro-batch takes rows as they are drawn.
+    goes_by_parts = any(isinstance(term.spec.objective, recipe.HiddenCorrelation) for term in stream.terms)
+    return Share(batching.size, micro_size, runtime.rank, runtime.world_size, by_length=not goes_by_parts)
 
 
 def weighed(stream: LiveStream, batch: Batch, student: Family, runtime: Runtime) -> MicroBatch:

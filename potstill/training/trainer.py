@@ -104,8 +104,7 @@ def fit(job: Job, resume_from: Checkpoint | None = None) -> State:
             at = _mid_step(job, state)
             rate = optim.set_learning_rate(optimizer, stage.optimizer, at)
             scheduled = {name: value for term in _terms(job) for name, value in term.settings(at).items()}
-            there = [teacher.family for teacher in job.teachers if teacher.is_loaded]
-            with Meter().reading([job.student, *there]) as meter:
+            with Meter().reading(_at_work(job)) as meter:
                 result = train_step(
                     job.student,
                     wrapped,
@@ -136,6 +135,11 @@ def fit(job: Job, resume_from: Checkpoint | None = None) -> State:
             if exit_code:
                 raise job.stop.stopped(f"after step {state.step}", exit_code)
     return state
+
+
+def _at_work(job: Job) -> list[Family]:
+    """The student, and the teachers that are in memory."""
+    return [job.student, *(teacher.family for teacher in job.teachers if teacher.is_loaded)]
 
 
 def spent(job: Job, state: State) -> float:

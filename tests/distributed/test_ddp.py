@@ -23,6 +23,7 @@ def losses(run: Path) -> list[float]:
 
 LOSSES: dict[str, dict[str, Any]] = {
     "forward_kl": {"ce_weight": 0.3},
+    "packed": {"packing": "always"},
     # What looks at both models first, and what adapts to the loss.
     "selective_taid": {
         "divergence": {"name": "interpolated_forward_kl", "t": {"name": "taid", "rate": 0.05}},

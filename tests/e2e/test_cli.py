@@ -45,12 +45,12 @@ def test_help_is_quick_and_needs_no_torch() -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert done.returncode == 0, done.stderr
-    for command in ("train", "resume", "evaluate", "report", "recipes", "doctor"):
+    for command in ("train", "resume", "evaluate", "report", "recipes", "doctor", "plan"):
         assert command in done.stdout
     assert min(took) < 0.7
 
 
-@pytest.mark.parametrize("command", ["train", "resume", "evaluate", "report", "doctor"])
+@pytest.mark.parametrize("command", ["train", "resume", "evaluate", "report", "doctor", "plan"])
 def test_every_commands_help_has_an_example(call: Run, command: str) -> None:
     code, out, _ = call(command, "--help")
     assert code == 0

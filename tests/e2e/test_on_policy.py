@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import potstill as package
 from tests import tiny
-from tests.e2e.conftest import ROOT, SMALL
+from tests.e2e.conftest import SMALL
+from tests.killing import Fault, Server, prepare, result
 
 STEPS = 6
 QUICK = SMALL | {
@@ -45,84 +42,11 @@ METHODS: dict[str, dict[str, Any]] = {
 # --- Killed -----------------------------------------------------------------------------------------------------------
 
 
-# A process that has imported everything and computed nothing; each run is a child forked from it.
-SERVER = textwrap.dedent("""
-    import json, os, signal, sys
-    import potstill, potstill.api
-    from potstill.sources.rollout import RolloutSource
-    from potstill.training import trainer
-    import transformers.models.llama.modeling_llama, transformers.generation, rouge_score.rouge_scorer
-
-    def killing(function, number):
-        calls = [0]
-        def dying(*arguments, **keywords):
-            result = function(*arguments, **keywords)
-            calls[0] += 1
-            if calls[0] == number: os.kill(os.getpid(), signal.SIGKILL)
-            return result
-        return dying
-
-    for line in sys.stdin:
-        order = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            os.chdir(order["folder"])
-            where, number = order["fault"] or (None, 0)
-            if where == "step": trainer.train_step = killing(trainer.train_step, number)
-            if where == "write": RolloutSource.write = killing(RolloutSource.write, number)
-            code = 1
-            try:
-                if order["resume"]: potstill.resume("crash")
-                else: potstill.train(order["method"], run="crash", **order["settings"])
-                code = 0
-            except BaseException as error:
-                print(repr(error), file=sys.stderr, flush=True)
-            os._exit(code)
-        print(json.dumps(os.waitpid(child, 0)[1]), flush=True)
-""")
-
-
-class Server:
-    def __init__(self, folder: Path):
-        env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        self.log = folder / "server.log"
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", SERVER],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log.open("w"), text=True, env=env,
-        )  # fmt: skip
-
-    def run(self, method: str, folder: Path, *, resume: bool = False, fault: tuple[str, int] | None = None) -> int:
-        settings = QUICK | METHODS[method]
-        order = {"method": method, "folder": str(folder), "resume": resume, "fault": fault, "settings": settings}
-        assert self.process.stdin
-        assert self.process.stdout
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     made = Server(tmp_path_factory.mktemp("server"))
     yield made
-    made.process.kill()
-    made.process.wait()
-
-
-def result(folder: Path) -> tuple[str, list[dict[str, float]]]:
-    """The student's SHA-256, and metrics.jsonl with its timings left out."""
-    run = folder / "runs" / "crash"
-    sha = hashlib.sha256((run / "student" / "model.safetensors").read_bytes()).hexdigest()
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return sha, [{k: v for k, v in m.items() if not k.startswith("time/")} for m in lines]
-
-
-def prepare(workspace: Path, name: str) -> Path:
-    folder = workspace / name
-    folder.mkdir()
-    for item in ("teacher", "rows.jsonl"):
-        (folder / item).symlink_to((workspace / item).resolve())
-    return folder
+    made.stop()
 
 
 def kept(state: Any) -> list[Any]:
@@ -133,11 +57,12 @@ def kept(state: Any) -> list[Any]:
     return own + [entry for value in state.values() for entry in kept(value)]
 
 
+STEP, WRITE = "potstill.training.trainer:train_step", "potstill.sources.rollout:RolloutSource.write"
 # Steps in the middle of a rollout, and a rollout that is written and not yet used.
-FAULTS = {
-    "minillm": [("step", 3), ("write", 2)],
-    "gkd": [("step", 4)],
-    "distillm": [("step", 4)],
+FAULTS: dict[str, list[Fault]] = {
+    "minillm": [(STEP, 3), (WRITE, 2)],
+    "gkd": [(STEP, 4)],
+    "distillm": [(STEP, 4)],
 }
 
 
@@ -145,18 +70,18 @@ FAULTS = {
 def test_killed_in_the_middle_of_a_rollout_and_resumed_is_bitwise_the_uninterrupted_run(
     workspace: Path, server: Server, method: str
 ) -> None:
-    whole = prepare(workspace, "whole")
-    assert server.run(method, whole) == 0, server.log.read_text()
+    whole, settings = prepare(workspace, "whole"), QUICK | METHODS[method]
+    assert server.run(method, whole, settings) == 0, server.log.read_text()
     expected = result(whole)
     trained = [line for line in expected[1] if "train/loss" in line]
     assert [line["step"] for line in trained] == list(range(1, STEPS + 1))
     assert len({line["train/loss"] for line in trained}) == STEPS
-    for fault in FAULTS[method]:
-        folder = prepare(workspace, "-".join(map(str, fault)))
-        status = server.run(method, folder, fault=fault)
+    for number, fault in enumerate(FAULTS[method]):
+        folder = prepare(workspace, f"killed-{number}")
+        status = server.run(method, folder, settings, fault=fault)
         assert os.WIFSIGNALED(status), (fault, server.log.read_text())
         assert os.WTERMSIG(status) == signal.SIGKILL
-        if fault[0] == "step":
+        if fault[0] == STEP:
             newest = max((folder / "runs" / "crash" / "checkpoints").glob("step-*/**/process-00000.pt"))
             assert kept(torch.load(newest, weights_only=True)["sources"])
         assert server.run(method, folder, resume=True) == 0, (fault, server.log.read_text())

@@ -50,7 +50,7 @@ def test_documented_commands_are_valid(command: str) -> None:
     target, settings = parsed.params.get("recipe"), parsed.params.get("overrides") or []
     if name == "selftest":
         target = settings.pop(0) if settings and "=" not in settings[0] else "kd"
-    if name in ("train", "doctor", "selftest") and target in METHODS:
+    if name in ("train", "doctor", "plan", "selftest") and target in METHODS:
         overrides = recipe_io.parse_overrides(settings)
         assert isinstance(recipe_io.load(target, overrides, methods=METHODS), Recipe)
 

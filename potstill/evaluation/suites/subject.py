@@ -13,7 +13,7 @@ from potstill.data.examples import Example, Tokenised
 from potstill.data.order import seed_of
 from potstill.data.tokenise import Skip, Template, choose_template, encodes_pairs, num_prompt_tokens, tokenise
 from potstill.errors import DataError, ModelError
-from potstill.models.families import Family, check_projection, evaluating, family_of
+from potstill.models.families import Family, check_projection, evaluating, family_of, pack
 from potstill.models.fingerprint import fingerprint_of
 from potstill.models.loading import load
 from potstill.models.positions import check_positions, positions_of, room_for_prompt
@@ -174,6 +174,7 @@ def open_subject(
     loaded = load(name, device=device, allow_remote_code=allow_remote_code)
     family = family_of(loaded.model)
     check_projection(family, name)
+    pack(family)
     chosen = choose_template(Data(), loaded.tokenizer)
     return Subject(name, family, loaded.tokenizer, chosen, fingerprint_of(name), batch_size)
 

@@ -115,6 +115,7 @@ class TopKForm:
     k: int
     temperature: float
     vocab_size: int
+    read_as: torch.dtype = torch.float32
     name: str = "top_k"
 
     @cached_property
@@ -135,7 +136,9 @@ class TopKForm:
         records["ids"] = ids & 0xFFFF
         records["log_probs"], records["tail"] = coded(signal.log_probs), coded(signal.log_tail_mass)
         if self._high_bits:
-            records["high"] = np.packbits(_bits(ids >> 16, self._high_bits).reshape(len(ids), -1), axis=1)
+            records["high"] = np.packbits(
+                _bits(ids >> 16, self._high_bits).reshape(len(ids), self.k * self._high_bits), axis=1
+            )
         return records.tobytes()
 
     def unpack(self, rows: Sequence[memoryview], positions: Sequence[int]) -> TopK:
@@ -144,8 +147,8 @@ class TopKForm:
         if self._high_bits:
             bits = np.unpackbits(records["high"], axis=1, count=self.k * self._high_bits)
             ids |= _numbers(bits.reshape(len(records), self.k, self._high_bits)) << 16
-        log_probs = torch.from_numpy(decoded(records["log_probs"]))
-        tail = torch.from_numpy(decoded(records["tail"]))
+        log_probs = torch.from_numpy(decoded(records["log_probs"])).to(self.read_as)
+        tail = torch.from_numpy(decoded(records["tail"])).to(self.read_as)
         # Rounded one by one, they no longer add up to 1; nothing else is brought to do so.
         total = torch.cat([log_probs, tail[:, None]], -1).logsumexp(-1)
         return TopK(torch.from_numpy(ids), log_probs - total[:, None], tail - total, self.temperature)
@@ -167,6 +170,7 @@ class DrawsForm:
     temperature: float
     vocab_size: int
     seed: int
+    read_as: torch.dtype = torch.float32
     name: str = "sampled"
 
     @property
@@ -201,7 +205,8 @@ class DrawsForm:
         ids, counts = np.zeros(real.shape, np.int64), np.zeros(real.shape, np.int64)
         together = np.concatenate(codes)
         ids[real], counts[real] = together >> self._count_bits, together & (2**self._count_bits - 1)
-        return Sampled(torch.from_numpy(ids), torch.from_numpy(counts).float() / self.draws, self.temperature)
+        weights = torch.from_numpy(counts).to(self.read_as) / self.draws
+        return Sampled(torch.from_numpy(ids), weights, self.temperature)
 
     @property
     def _code_bits(self) -> int:

@@ -8,6 +8,7 @@ and a run that goes on from a checkpoint sees what it saw then.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from secrets import token_hex
@@ -242,6 +243,7 @@ def _settle_key(folder: Path, key: Mapping[str, Any], about: Mapping[str, Any]) 
     with FileLock(folder / ".lock"):
         if (folder / CARD).exists():
             check_key(folder, key)
+            os.utime(folder / CARD)  # when it was last used
         elif any(folder.glob("*.index")):
             raise CacheError(f"{folder} has rows and no {CARD}", "name another folder, or remove this one")
         else:

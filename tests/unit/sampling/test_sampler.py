@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from potstill.errors import ConfigError, ModelError
-from potstill.models.decoding import CausalDecoder, check_decoding
-from potstill.models.families import Causal
+from potstill.models.decoding import CausalDecoder, check_decoding, decoder_of
+from potstill.models.families import Causal, family_of
 from potstill.sampling.distributions import Decoding, draw, warped
 from potstill.sampling.policies import Mixed, Policy, Single, Speculative
 from potstill.sampling.sampler import Response, sample
@@ -352,3 +352,44 @@ def test_each_response_is_cut_at_its_own_limit() -> None:
 def test_a_set_that_holds_exactly_top_p_is_large_enough() -> None:
     found = warped(torch.zeros(1, 4, dtype=torch.float64), Decoding(1, frozenset(), top_p=0.5))
     assert found.exp().tolist() == [[0.5, 0.5, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "t5", "bart"])
+def test_a_prompt_that_comes_several_times_is_read_once_and_answered_as_if_alone(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies beside each other and apart, more of them than slots, among prompts of other lengths."""
+    made = {"t5": tiny.t5, "bart": tiny.bart}.get(kind) or KINDS[kind]
+    own = family_of(made(1).to(torch.float64))
+    prompts = [PROMPTS[at] for at in (0, 0, 1, 2, 0, 2, 2, 1, 3, 3)]
+    decoding = Decoding(6, STOP)
+
+    def answers(slots: int, chosen: Sequence[int]) -> list[Response]:
+        asked = [prompts[at] for at in chosen]
+        with torch.no_grad():
+            decoder = decoder_of(own, slots, 8, 6)
+            return sample(Single(), [decoder], asked, decoding, seeds=list(chosen), slots=slots)
+
+    alone = [answers(1, [at])[0] for at in range(len(prompts))]
+    assert len({response.ids for response in alone[:2]}) == 2  # of one prompt, by two seeds
+    read = own.model.get_encoder() if kind in ("t5", "bart") else own.model.base_model
+    rows: list[int] = []
+    hook = read.register_forward_pre_hook(
+        lambda _, args, kwargs: rows.append(len(kwargs["input_ids"])) if kwargs["input_ids"].shape[1] > 1 else None,
+        with_kwargs=True,
+    )
+    assert same_responses(answers(10, range(10)), alone)
+    hook.remove()
+    assert sum(rows) == 4
+    for slots in (1, 3, 4):
+        assert same_responses(answers(slots, range(10)), alone)
+
+
+def same_responses(found: Sequence[Response], expected: Sequence[Response]) -> bool:
+    """The same tokens, with the same probabilities to rounding."""
+    pairs = list(zip(found, expected, strict=True))
+    close = all(
+        torch.allclose(torch.tensor(one.student_logprobs), torch.tensor(other.student_logprobs), atol=1e-9)
+        for one, other in pairs
+    )
+    return close and [one.ids for one in found] == [one.ids for one in expected]

@@ -1,0 +1,437 @@
+"""A teacher behind a cache says what it says without one, and is not asked twice."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from potstill import caching, recipe, recipes
+from potstill.assembly import Teaching
+from potstill.caching import Caches, comes_again, estimate
+from potstill.errors import CacheError
+from potstill.models.families import Family, family_of
+from potstill.sources.dataset import DatasetSource, batches
+from potstill.sources.source import Share
+from potstill.teachers.cache.cached import CachedTeacher, rows_of
+from potstill.teachers.cache.forms import DrawsForm, Form, LogitsForm, StatesForm, TopKForm
+from potstill.teachers.cache.store import Store
+from potstill.teachers.digests import digest_of, digests_of
+from potstill.teachers.local import LocalTeacher, Remembering, SignalSource
+from potstill.teachers.sparse import SparseTeacher
+from potstill.training.runtime import Runtime
+from potstill.training.step import LiveStream
+from potstill.types import Batch, Dense, Live, Sampled, TeacherSignal, TopK
+from tests import rollouts, tiny
+
+LENGTHS = [(3, 7), (6, 1), (1, 9), (4, 4)]
+DOUBLE = torch.float64
+
+
+class Counting:
+    """A teacher that notes which rows it is asked about."""
+
+    def __init__(self, teacher: SignalSource):
+        self._teacher = teacher
+        self.asked: list[str] = []
+
+    def signal(self, batch: Batch) -> TeacherSignal:
+        self.asked += batch.example_ids
+        return self._teacher.signal(batch)
+
+
+def model(seed: int = 1) -> Family:
+    return family_of(tiny.llama(seed, layers=2).to(DOUBLE))
+
+
+def local() -> LocalTeacher:
+    return LocalTeacher(model())
+
+
+def states(dtype: torch.dtype = DOUBLE) -> Callable[[LocalTeacher], tuple[SignalSource, Form]]:
+    return lambda teacher: (teacher, StatesForm(teacher.family.head, dtype, DOUBLE))
+
+
+FORMS: dict[str, Callable[[LocalTeacher], tuple[SignalSource, Form]]] = {
+    "states": states(),
+    "bfloat16_states": states(torch.bfloat16),
+    "logits": lambda teacher: (teacher, LogitsForm(tiny.VOCAB, DOUBLE)),
+    "top_k": lambda teacher: (
+        SparseTeacher(teacher, recipe.TopKSignal(k=20), 1),
+        TopKForm(20, 1.0, tiny.VOCAB, DOUBLE),
+    ),
+    "sampled": lambda teacher: (
+        SparseTeacher(teacher, recipe.SampledSignal(draws=30), 1),
+        DrawsForm(30, 1.0, tiny.VOCAB, 1, DOUBLE),
+    ),
+}
+every_form = pytest.mark.parametrize("form", FORMS)
+
+
+def behind(folder: Path, form: str, **options: Any) -> tuple[CachedTeacher, Counting, SignalSource]:
+    asked, kept_as = FORMS[form](local())
+    counting = Counting(asked)
+    return (
+        CachedTeacher(counting, kept_as, Store(folder, {"form": form}, os.urandom(4).hex()), **options),
+        counting,
+        asked,
+    )
+
+
+def dense(signal: TeacherSignal) -> torch.Tensor:
+    """What a signal says of each token of the vocabulary, as far as it does, [batch, response, vocab]."""
+    match signal:
+        case Live(hidden, head):
+            return head(hidden).log_softmax(-1)
+        case Dense(logits):
+            return logits.log_softmax(-1)
+        case TopK(ids, log_probs):
+            return torch.zeros(*ids.shape[:2], tiny.VOCAB, dtype=DOUBLE).scatter_add_(
+                -1, ids, log_probs.exp().to(DOUBLE)
+            )
+        case Sampled(ids, weights):
+            return torch.zeros(*ids.shape[:2], tiny.VOCAB, dtype=DOUBLE).scatter_add_(-1, ids, weights.to(DOUBLE))
+
+
+@every_form
+def test_what_is_read_is_what_is_said(tmp_path: Path, form: str) -> None:
+    """The first time and the second, in other company and with other padding; and the teacher is asked once."""
+    cached, counting, asked = behind(tmp_path, form)
+    batch = tiny.batch(LENGTHS)
+    expected = dense(asked.signal(batch))[batch.response_mask]
+    tolerance = {"bfloat16_states": 0.1, "top_k": 5e-4}.get(form, 1e-12)
+    for _ in range(2):
+        found = dense(cached.signal(batch))[batch.response_mask]
+        torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+    first = dense(cached.signal(batch))
+    padded = tiny.batch(LENGTHS, extra_left=3, extra_right=2)
+    again = dense(cached.signal(padded))
+    assert torch.equal(again[padded.response_mask], first[batch.response_mask])
+    some = rows_of(batch, [2, 0])
+    assert torch.equal(dense(cached.signal(some))[some.response_mask], torch.cat([first[2, :9], first[0, :7]]))
+    assert counting.asked == list(batch.example_ids)
+    assert (cached.count.asked, cached.count.read, cached.count.asked_tokens) == (4, 14, batch.num_tokens)
+
+
+@every_form
+def test_padding_says_nothing(tmp_path: Path, form: str) -> None:
+    cached, _, _ = behind(tmp_path, form)
+    batch = tiny.batch(LENGTHS, extra_right=3)
+    said = cached.signal(batch)
+    tensor = said.hidden if isinstance(said, Live) else next(iter(vars(said).values()))
+    assert tensor.shape[:2] == batch.response_mask.shape
+    assert not tensor[~batch.response_mask].any()
+
+
+def test_only_rows_that_are_not_there_are_asked_about(tmp_path: Path) -> None:
+    cached, counting, asked = behind(tmp_path, "states")
+    batch = tiny.batch(LENGTHS)
+    cached.signal(rows_of(batch, [1, 3]))
+    said = cached.signal(batch)
+    assert counting.asked == [batch.example_ids[at] for at in (1, 3, 0, 2)]
+    torch.testing.assert_close(dense(said)[batch.response_mask], dense(asked.signal(batch))[batch.response_mask])
+
+
+def test_a_row_twice_in_a_batch_is_asked_about_once(tmp_path: Path) -> None:
+    cached, counting, _ = behind(tmp_path, "sampled")
+    batch = rows_of(tiny.batch(LENGTHS), [0, 0, 2])
+    said = dense(cached.signal(batch))
+    assert len(counting.asked) == 2
+    assert torch.equal(said[0], said[1])
+
+
+def test_another_run_reads_what_this_one_has_asked(tmp_path: Path) -> None:
+    first, _, _ = behind(tmp_path, "top_k")
+    batch = tiny.batch(LENGTHS)
+    said = first.signal(batch)
+    second, counting, _ = behind(tmp_path, "top_k")
+    assert torch.equal(dense(second.signal(batch)), dense(said))
+    assert counting.asked == []
+    assert second.count.others_seconds > 0
+    assert first.count.others_seconds == 0
+
+
+def test_a_row_is_known_by_its_tokens_alone(tmp_path: Path) -> None:
+    batch = tiny.batch(LENGTHS)
+    padded = tiny.batch(LENGTHS, extra_left=1, extra_right=4)
+    assert digests_of(batch) == digests_of(replace(padded, example_ids=("other",) * 4))
+    rows = rollouts.rows()
+    (together,) = batches(rows, len(rows), 0)
+    assert digests_of(together) == [digest_of(row) for row in rows]
+    row = rows[0]
+    moved = replace(
+        row, prompt_ids=(*row.prompt_ids, row.response_ids[0]), response_ids=row.response_ids[1:]
+    )  # the same tokens, cut elsewhere
+    assert digest_of(moved) != digest_of(row)
+
+
+def test_draws_belong_to_a_rows_tokens_and_the_seed() -> None:
+    teacher, batch = local(), tiny.batch(LENGTHS)
+    spec = recipe.SampledSignal(draws=30)
+    said = dense(SparseTeacher(teacher, spec, 1).signal(batch))
+    alone = rows_of(batch, [2])
+    assert torch.equal(dense(SparseTeacher(teacher, spec, 1).signal(alone))[0], said[2, :9])
+    assert not torch.equal(dense(SparseTeacher(teacher, spec, 2).signal(batch)), said)
+
+
+def test_what_a_student_writes_is_kept_apart_or_not_at_all(tmp_path: Path) -> None:
+    buffer = Store(tmp_path / "buffer", {"form": "states"}, "run")
+    cached, counting, _ = behind(tmp_path / "shared", "states", buffer=buffer)
+    batch = tiny.batch(LENGTHS)
+    for _ in range(2):
+        cached.signal(replace(batch, again="never"))
+    assert (len(counting.asked), len(cached.store), len(buffer)) == (8, 0, 0)
+    for _ in range(2):
+        cached.signal(replace(batch, again="in_this_run"))
+    assert (len(counting.asked), len(cached.store), len(buffer)) == (12, 0, 4)
+    without, counting, _ = behind(tmp_path / "shared", "states")
+    for _ in range(2):
+        without.signal(replace(batch, again="in_this_run"))
+    assert (len(counting.asked), len(without.store)) == (8, 0)
+
+
+def test_where_it_may_not_write_it_reads_what_is_there(tmp_path: Path) -> None:
+    batch = tiny.batch(LENGTHS)
+    behind(tmp_path, "states")[0].signal(rows_of(batch, [1]))
+    cached, counting, _ = behind(tmp_path, "states", keep=False)
+    for _ in range(2):
+        cached.signal(batch)
+    assert len(counting.asked) == 6
+    assert not cached.keeps_all
+
+
+def test_a_full_disk_is_told_once_and_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cached, _, asked = behind(tmp_path, "states")
+    batch = tiny.batch(LENGTHS)
+    cached.signal(rows_of(batch, [0]))
+
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    for _ in range(3):
+        said = cached.signal(batch)
+        torch.testing.assert_close(dense(said)[batch.response_mask], dense(asked.signal(batch))[batch.response_mask])
+    assert capsys.readouterr().err.count("No space left on device; from here on nothing more is kept") == 1
+    assert not cached.keeps_all
+    assert (cached.count.asked, cached.count.read) == (10, 3)
+
+
+# --- The model is let go ----------------------------------------------------------------------------------------------
+
+
+def test_a_teacher_that_is_let_go_leaves_memory_and_comes_back(tmp_path: Path) -> None:
+    loads: list[int] = []
+
+    def load() -> Family:
+        loads.append(1)
+        return model()
+
+    teacher = LocalTeacher(model(), load)
+    batch = tiny.batch(LENGTHS)
+    expected = teacher.signal(batch).hidden
+    layer = weakref.ref(teacher.family.model.model.layers[0])
+    head = teacher.family.head.weight
+    assert teacher.unload()
+    gc.collect()
+    assert layer() is None
+    assert not teacher.is_loaded
+    assert teacher.head_on(torch.device("cpu")).weight is head
+    assert not teacher.unload()
+    assert loads == []
+    assert torch.equal(teacher.signal(batch).hidden, expected)
+    assert (loads, teacher.is_loaded) == ([1], True)
+    assert not any(p.requires_grad for p in teacher.family.parameters())
+    assert not teacher.family.training
+
+
+def test_a_teacher_that_nobody_can_load_again_stays() -> None:
+    teacher = local()
+    assert not teacher.unload()
+    assert teacher.is_loaded
+
+
+def test_a_stream_is_taught_when_each_of_its_rows_was_drawn_once(tmp_path: Path) -> None:
+    cached, _, _ = behind(tmp_path, "states")
+    rows = rollouts.rows()
+    source = DatasetSource(rows, seed=1, pad_id=0)
+    (spec,) = recipes.kd().stage.streams
+    stream = LiveStream(spec, source, cached, ())
+    steps = 0
+    while not stream.is_taught:
+        for batch in source.next(Share(2, 2)):
+            cached.signal(batch)
+        steps += 1
+    assert steps == -(-len(rows) // 2)
+    assert all(digest_of(row) in cached.store for row in rows)
+    live, _, _ = behind(tmp_path, "states", keep=False)
+    assert not LiveStream(spec, source, live, ()).is_taught
+    assert not LiveStream(spec, source, local(), ()).is_taught
+
+
+# --- From a recipe ----------------------------------------------------------------------------------------------------
+
+
+def caches(folder: Path, made: recipe.Recipe) -> Caches:
+    teacher = local()
+    teaching = Teaching(teacher, Remembering(teacher), tiny.VOCAB, "", 0)
+    return Caches(made.stage, teaching, Runtime(torch.device("cpu"), DOUBLE), folder / "run", seed=1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def made(folder: Path, *, steps: int = 100, method: str = "kd", cache: Any = "auto", **settings: Any) -> recipe.Recipe:
+    teacher = folder / "teacher"
+    if not teacher.exists():
+        tiny.save(tiny.llama(1, layers=2), teacher)
+    base = getattr(recipes, method)(**settings)
+    stage = base.stage.model_copy(
+        update={
+            "teacher": recipe.Teacher.model_validate({"model": str(teacher), "cache": cache}),
+            "budget": recipe.Budget(steps=steps),
+        }
+    )
+    return base.model_copy(update={"stages": (stage,)})
+
+
+def teacher_of(made: recipe.Recipe, folder: Path) -> SignalSource:
+    own = caches(folder, made)
+    return own.behind(made.stage.streams[0], own.teaching.teacher, rollouts.rows())
+
+
+def test_auto_keeps_what_a_run_comes_to_twice_and_reads_what_is_there(folder: Path) -> None:
+    count, batch = len(rollouts.rows()), recipes.kd().stage.batch.size
+    once, twice = made(folder, steps=count // batch), made(folder, steps=count // batch + 1)
+    assert isinstance(teacher_of(once, folder), LocalTeacher)
+    assert not (folder / "caches").exists()
+    cached = teacher_of(twice, folder)
+    assert isinstance(cached, CachedTeacher)
+    assert cached.keeps_all
+    reading = teacher_of(once, folder)  # now that there is one
+    assert isinstance(reading, CachedTeacher)
+    assert not reading.keeps_all
+    assert isinstance(teacher_of(made(folder, cache="never"), folder), LocalTeacher)
+    always = teacher_of(made(folder, steps=1, cache="always"), folder)
+    assert isinstance(always, CachedTeacher)
+    assert always.keeps_all
+
+
+@pytest.mark.parametrize(
+    ("budget", "again"),
+    [
+        ({"steps": 5}, False),
+        ({"steps": 6}, True),
+        ({"epochs": 1.0}, False),
+        ({"epochs": 1.5}, True),
+        ({"seconds": 1.0}, True),
+        ({"tokens": 5}, True),
+        ({"flops": 1.0}, True),
+    ],
+)
+def test_whether_rows_come_again(budget: dict[str, Any], again: bool) -> None:
+    stage = recipes.kd().stage.model_copy(update={"budget": recipe.Budget(**budget), "batch": recipe.Batching(size=2)})
+    assert comes_again(stage, 10) == again
+
+
+def test_each_cache_has_a_folder_and_each_difference_another(folder: Path) -> None:
+    def place(**settings: Any) -> str:
+        own = made(folder, **settings)
+        cached = teacher_of(own, folder)
+        assert isinstance(cached, CachedTeacher)
+        return cached.store.folder.name
+
+    one = place()
+    assert one == place(divergence="reverse_kl")  # what is asked is the same
+    others = [
+        place(cache={"when": "auto", "form": "states"}),
+        place(cache={"when": "auto", "form": "logits"}),
+        place(signal="top_k"),
+        place(signal={"name": "top_k", "k": 5}),
+        place(signal="sampled"),
+        place(signal={"name": "sampled", "draws": 5}),
+    ]
+    tiny.save(tiny.llama(2, layers=2), folder / "teacher")  # other weights by the same name
+    others.append(place())
+    assert len({one, *others}) == 8
+    assert all(name.startswith("teacher-") for name in others)
+
+
+def test_a_named_folder_of_another_teacher_is_refused_by_what_differs(folder: Path) -> None:
+    named = {"when": "auto", "folder": str(folder / "mine")}
+    assert isinstance(teacher_of(made(folder, cache=named), folder), CachedTeacher)
+    tiny.save(tiny.llama(2, layers=2), folder / "teacher")
+    with pytest.raises(CacheError, match=r"mine is the cache of something else: weights is '\w{64}', and"):
+        teacher_of(made(folder, cache=named), folder)
+
+
+def test_what_the_disk_has_no_room_for_is_not_begun(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = SimpleNamespace(free=caching.LEAVE_FREE + 1000)
+    monkeypatch.setattr(caching.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(CacheError, match=r"would take about .* GB more, and its disk has 0.27 GB free"):
+        teacher_of(made(folder), folder)
+    usage.free = caching.LEAVE_FREE + 10**6
+    assert isinstance(teacher_of(made(folder), folder), CachedTeacher)
+
+
+@every_form
+def test_the_estimate_of_bytes_is_about_what_is_written(tmp_path: Path, form: str) -> None:
+    cached, _, _ = behind(tmp_path, form)
+    rows = rollouts.rows()
+    for batch in batches(rows, 4, 0):
+        cached.signal(batch)
+    cached.store.close()
+    size = sum(file.stat().st_size for file in tmp_path.glob("*.rows")) + sum(
+        file.stat().st_size for file in tmp_path.glob("*.index")
+    )
+    expected = estimate(cached.form, rows)
+    if form == "sampled":  # a random model's draws are all distinct, a trained one's a quarter
+        assert expected < size < 4 * expected
+    else:
+        assert size == pytest.approx(expected, rel=1e-9)
+    assert estimate(cached.form, rows, len(rows)) == 0
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "on_policy": ({}, "its signal is token_logprobs"),
+    "feature_kd": ({}, "it looks inside the teacher"),
+    "minillm": ({}, "a student writes its text anew each time"),
+}
+
+
+@pytest.mark.parametrize("method", REFUSED)
+def test_always_is_refused_where_nothing_can_be_kept(method: str) -> None:
+    settings, reason = REFUSED[method]
+    stage = getattr(recipes, method)(**settings).stage.model_dump()
+    teacher = stage["teacher"] | {"cache": "always"}
+    with pytest.raises(
+        ValueError, match=rf"teacher.cache is always, and nothing .*{reason}.* Set teacher.cache to auto"
+    ):
+        recipe.Stage.model_validate(stage | {"teacher": teacher})
+    assert recipe.Stage.model_validate(stage | {"teacher": teacher | {"cache": "auto"}})
+
+
+def test_a_replay_buffer_is_kept_in_the_runs_folder_while_it_runs(folder: Path) -> None:
+    own = caches(folder, made(folder, method="distillm"))
+    (spec,) = own.stage.streams
+    cached = own.behind(spec, own.teaching.teacher, rollouts.rows())
+    assert isinstance(cached, CachedTeacher)
+    assert [store.folder for store in cached.stores][1:] == [folder / "run" / "replayed"]
+    own.close()
+    assert (folder / "run" / "replayed").exists()  # a run that is stopped goes on
+    own.forget_replayed()
+    assert not (folder / "run" / "replayed").exists()
