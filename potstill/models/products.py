@@ -27,7 +27,7 @@ from potstill.types import Head
 
 FEW_ROWS = 8
 WIDENED_FROM_ROWS = 4
-TRANSPOSED_FROM = 16  # times asked: to copy takes as long as the copy saves in about 10
+TRANSPOSED_FROM = 8  # times asked: as many as it takes to save what copying costs
 COPY_BYTES = 2**29  # a larger copy would be felt
 BLOCK = 1024  # rows of the matrix widened at a time: they and their product stay in the processor's cache
 
