@@ -13,7 +13,7 @@ from pathlib import Path
 from potstill import assembly, streams
 from potstill import recipe as schema
 from potstill.bench import say, settled
-from potstill.caching import Caches
+from potstill.caching import Caches, keeping
 from potstill.data.examples import Tokenised
 from potstill.data.prepare import prepare
 from potstill.errors import CacheError, ConfigError
@@ -56,7 +56,7 @@ def build(recipe: schema.Recipe, *, watch: Watch, allow_remote_code: bool = Fals
         why_not = {spec.name: _not_buildable(stage, spec) for spec in stage.streams}
         reasons += [f"stream {name} of stage {stage.name}: {why}" for name, why in why_not.items() if why]
         if kept := [spec for spec in stage.streams if why_not[spec.name] is None]:
-            built += _build_stage(recipe, _keeping(stage), kept, runtime, watch, allow_remote_code)
+            built += _build_stage(recipe, keeping(stage), kept, runtime, watch, allow_remote_code)
     if not built:
         raise ConfigError(f"nothing can be kept beforehand: {'; '.join(reasons)}", "train it, or name another recipe")
     for reason in reasons if runtime.is_main else ():
@@ -75,16 +75,6 @@ def _not_buildable(stage: schema.Stage, spec: schema.Stream) -> str | None:
     if isinstance(spec.source, schema.RolloutSource):
         return "its teacher writes the text when a run begins"
     return None
-
-
-def _keeping(stage: schema.Stage) -> schema.Stage:
-    """The stage with teachers that keep all that they say."""
-
-    def always(teacher: schema.AnyTeacher) -> schema.AnyTeacher:
-        return teacher.model_copy(update={"cache": teacher.cache.model_copy(update={"when": "always"})})
-
-    own = {"teacher": stage.teacher and always(stage.teacher)}
-    return stage.model_copy(update={**own, "teachers": {name: always(one) for name, one in stage.teachers.items()}})
 
 
 def _build_stage(

@@ -43,6 +43,7 @@ class Caches:
         runtime: the processes.
         folder: of the run, for what is of no use to others.
         seed: of draws.
+        root: where caches have folders of their own.
     """
 
     stage: schema.Stage
@@ -50,6 +51,7 @@ class Caches:
     runtime: Runtime
     folder: Path
     seed: int
+    root: Path = FOLDER
     _open: dict[Path, Store] = field(default_factory=dict)
 
     def behind(self, spec: schema.Stream, teacher: SignalSource, rows: Sequence[Tokenised]) -> SignalSource:
@@ -112,7 +114,7 @@ class Caches:
         if named is not None:
             return Path(named).expanduser()
         name = Path(self._name(spec)).name or "teacher"
-        return FOLDER / f"{name}-{form.name}-{_sha256(self.key_of(spec, form))[:12]}"
+        return self.root / f"{name}-{form.name}-{_sha256(self.key_of(spec, form))[:12]}"
 
     def close(self) -> None:
         """Finish what is being written."""
@@ -143,6 +145,23 @@ class Caches:
     @cached_property
     def _writer(self) -> str:
         return str(self.runtime.share(new_writer() if self.runtime.is_main else None))
+
+
+def is_kept(stage: schema.Stage, spec: schema.Stream) -> bool:
+    """Whether a stage may keep what a teacher says in a stream whose text is there before training."""
+    if spec.not_cacheable or isinstance(spec.source, schema.RolloutSource):
+        return False
+    return stage.all_teachers[spec.teacher].cache.when != "never"
+
+
+def keeping(stage: schema.Stage, **settings: Any) -> schema.Stage:
+    """The stage with teachers that keep all that they say; ``settings`` are of their caches."""
+
+    def always(teacher: schema.AnyTeacher) -> schema.AnyTeacher:
+        return teacher.model_copy(update={"cache": teacher.cache.model_copy(update={"when": "always", **settings})})
+
+    own = {"teacher": stage.teacher and always(stage.teacher)}
+    return stage.model_copy(update={**own, "teachers": {name: always(one) for name, one in stage.teachers.items()}})
 
 
 def comes_again(stage: schema.Stage, num_rows: int) -> bool:

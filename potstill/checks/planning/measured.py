@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import ceil
@@ -14,12 +14,14 @@ from potstill import assembly
 from potstill import recipe as schema
 from potstill.assembly import Student
 from potstill.bench import Bench, say, set_up
+from potstill.caching import Caches, is_kept, keeping
 from potstill.checks.dry.sizes import count
 from potstill.checks.planning import memory
 from potstill.checks.planning.pace import Pace, batch_sizes, joined, pace_of
-from potstill.checks.planning.probe import Probed, less_writing, mixed, parts_of, probe, updates_of
+from potstill.checks.planning.probe import Probed, less_writing, mixed, parts_of, probe, then, updates_of
 from potstill.models import adapters
 from potstill.models.devices import device_named
+from potstill.models.families import Family
 from potstill.models.loading import load
 from potstill.models.quiet import quiet
 from potstill.run import Run
@@ -184,10 +186,29 @@ def _probed(bench: Bench, parts: Parts, terms: Any, clock: Clock, peaks: memory.
             few = stage.model_copy(update={"budget": schema.Budget(steps=ceil(PROMPTS / stage.batch.size))})
             streams = build_streams(replace(parts, stage=few), terms)
         probed = probe(replace(parts, stage=stage), streams, families, peaks.so_far)
+        if any(is_kept(stage, stream) for stream in stage.streams):
+            probed = then(probed, _reading(replace(parts, stage=stage), terms, families, peaks), _epoch(bench, stage))
         found.append((share, less_writing(probed, updates_of(parts.stage))))
     folders = (parts.folder / "teacher_text").glob("*")
     clock.seconds["teacher_text"] = sum(seconds_of(folder) for folder in folders)
     return mixed(found)
+
+
+def _reading(parts: Parts, terms: Any, families: Sequence[Family], peaks: memory.Peaks) -> Probed:
+    """The steps of a stage once its teachers' words are kept: taken twice, and the second time read."""
+    assert parts.teaching is not None
+    stage = keeping(parts.stage, folder=None)
+    caches = Caches(stage, parts.teaching, parts.runtime, parts.folder, parts.seed, root=parts.folder / "caches")
+    try:
+        streams = build_streams(replace(parts, stage=stage, caches=caches), terms)
+        return [probe(replace(parts, stage=stage), streams, families, peaks.so_far) for _ in range(2)][-1]
+    finally:
+        caches.close()
+
+
+def _epoch(bench: Bench, stage: schema.Stage) -> int:
+    """Steps in which all rows are come to for the first time."""
+    return ceil(len(bench.data.train) / stage.batch.size)
 
 
 def _baseline(parts: Parts, peaks: memory.Peaks) -> Probed:

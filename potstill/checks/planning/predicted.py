@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from math import ceil
 
 from potstill import recipe as schema
-from potstill.caching import Caches, estimate
+from potstill.caching import Caches, estimate, is_kept
 from potstill.checks.planning.budget import Cost, checkpoints, cost_of, steps_in, validations
 from potstill.checks.planning.lengths import fed
 from potstill.checks.planning.measured import PROMPTS, Measured
@@ -206,18 +206,11 @@ def _teacher_cache(found: Measured) -> int:
     bench = found.bench
     stage, total = bench.recipe.stage, 0.0
     for stream in stage.streams:
-        if _is_kept(stage, stream) and bench.teaching:
+        if is_kept(stage, stream) and bench.teaching:
             caches = Caches(stage, bench.teaching, bench.runtime, bench.run.path, bench.recipe.seed)
             rows = bench.data.views.get(stream.name, bench.data.train)
             total += estimate(caches.form_of(stream), rows)
     return round(total)
-
-
-def _is_kept(stage: schema.Stage, stream: schema.Stream) -> bool:
-    """Whether a run would keep what a teacher says in a stream of the data."""
-    if stream.not_cacheable or isinstance(stream.source, schema.RolloutSource):
-        return False
-    return stage.all_teachers[stream.teacher].cache.when != "never"
 
 
 # --- What is not known ------------------------------------------------------------------------------------------------
@@ -231,8 +224,8 @@ def _unknown(found: Measured, is_first: bool) -> Iterator[str]:
         yield "how long responses become as the student learns: those that were timed are the untouched student's"
     if any(isinstance(source, schema.ReplaySource) for source in sources):
         yield "how the share of a replay adapts: it is taken to stay as it begins, and all of it to be written anew"
-    if any(_is_kept(stage, stream) for stream in stage.streams):
-        yield "what a teacher's cache saves: every step is timed with a live teacher, and those that read are faster"
+    if any(is_kept(stage, stream) for stream in stage.streams):
+        yield "what is in a teacher's cache already: none of its words are taken to be kept before the first step"
     if not is_first:
         yield "how the stages before leave their students: untrained ones stand for them"
     if not found.peaks.exact:

@@ -293,6 +293,13 @@ def less_writing(probed: Probed, updates: int) -> Probed:
     return replace(probed, costs=tuple(cost + less for cost in probed.costs))
 
 
+def then(first: Probed, later: Probed, steps: int) -> Probed:
+    """The same, where after so many steps the others cost what ``later`` says; memory is that of the first."""
+    if len(first.costs) != len(later.costs) or len(first.costs) <= steps:
+        return first
+    return replace(first, costs=(*first.costs[:steps], *later.costs[steps:]))
+
+
 def mixed(parts: Sequence[tuple[float, Probed]]) -> Probed:
     """What steps cost that are of one part or another, by the share of each; memory is that of the largest."""
     if len(parts) == 1:
