@@ -6,7 +6,6 @@ seconds rather than an import of torch.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -19,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import ROOT, SMALL
+from tests.killing import prepare, result
 
 STEPS, EVERY = 40, 5
 
@@ -99,22 +99,6 @@ class ForkServer:
         self.process.stdin.flush()
         answer = json.loads(self.process.stdout.readline())
         return answer["status"], answer["seconds"]
-
-
-def result(folder: Path) -> tuple[str, list[dict[str, float]]]:
-    """The student's SHA-256, and metrics.jsonl with its timings left out."""
-    run = folder / "runs" / "crash"
-    sha = hashlib.sha256((run / "student" / "model.safetensors").read_bytes()).hexdigest()
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return sha, [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
-
-
-def prepare(workspace: Path, name: str) -> Path:
-    folder = workspace / name
-    folder.mkdir()
-    for item in ("teacher", "rows.jsonl"):
-        (folder / item).symlink_to((workspace / item).resolve())
-    return folder
 
 
 def test_killed_and_resumed_is_bitwise_the_uninterrupted_run(workspace: Path) -> None:
