@@ -64,19 +64,17 @@ class Caches:
         Raises: CacheError for a folder of another key, or a disk that has no room.
         """
         asked = self.stage.all_teachers[spec.teacher]
-        if asked.cache.when == "never" or spec.not_cacheable:
+        once = asked.cache.when == "auto" and not comes_again(self.stage, len(rows))
+        if asked.cache.when == "never" or spec.not_cacheable or once:
             return teacher
         form = self.form_of(spec)
-        folder = self.folder_of(spec, form)
-        keep = asked.cache.when == "always" or comes_again(self.stage, len(rows))
-        if not keep and not folder.exists():
-            return teacher
-        store = self._store(folder, self.key_of(spec, form), asked)
-        if keep:
-            check_room(store, form, rows)
+        key = self.key_of(spec, form)
+        store = self._store(self.folder_of(spec, form), key, asked)
+        check_room(store, form, rows)
         replays = isinstance(spec.source, schema.ReplaySource)
-        buffer = self._store(self.folder / BUFFER, self.key_of(spec, form), asked) if replays else None
-        return CachedTeacher(teacher, form, store, buffer=buffer, keep=keep)
+        return CachedTeacher(
+            teacher, form, store, buffer=self._store(self.folder / BUFFER, key, asked) if replays else None
+        )
 
     def form_of(self, spec: schema.Stream) -> Form:
         """How what a stream's teacher says is kept."""

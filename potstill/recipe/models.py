@@ -17,7 +17,7 @@ BASE = "base"  # the student's own weights under its adapter
 class Cache(Section):
     """What a teacher has said of a row, kept on disk and read when the row comes again.
 
-    when: auto, where a run comes to its rows more than once, or a cache of them is there; always, for other runs too.
+    when: auto, where a run comes to its rows more than once; always, for other runs too.
     form: of streams with all logits. bfloat16_states are exact but for their last digits, states are exact, logits are
     for tests. Streams whose signal is top_k or sampled are kept as that.
     """

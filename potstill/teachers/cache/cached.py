@@ -39,23 +39,19 @@ class CachedTeacher:
         form: how rows are kept.
         store: where.
         buffer: where those are kept that a student wrote and that come again; they are not kept where None.
-        keep: whether rows that are asked about are written.
     """
 
-    def __init__(
-        self, teacher: SignalSource, form: Form, store: Store, *, buffer: Store | None = None, keep: bool = True
-    ):
+    def __init__(self, teacher: SignalSource, form: Form, store: Store, *, buffer: Store | None = None):
         self.store = store
         self.form = form
         self.count = Count()
         self._teacher = teacher
         self._buffer = buffer
-        self._keep = keep
 
     @property
     def keeps_all(self) -> bool:
-        """Whether every row that was asked about is kept: it may, and the disk has not refused."""
-        return self._keep and self.store.can_write
+        """Whether every row that was asked about is kept: the disk has refused none."""
+        return self.store.can_write
 
     @property
     def stores(self) -> tuple[Store, ...]:
@@ -93,8 +89,7 @@ class CachedTeacher:
         signal = self._teacher.signal(part)
         packed = [self.form.pack(signal[row, part.response_mask[row]]) for row in range(len(part))]
         took = time.perf_counter() - begun
-        if self._keep:
-            self._write(store, dict(zip(wanted, packed, strict=True)), part.response_mask.sum(1).tolist(), took)
+        self._write(store, dict(zip(wanted, packed, strict=True)), part.response_mask.sum(1).tolist(), took)
         self.count.asked += len(packed)
         self.count.asked_tokens += part.num_tokens
         self.count.seconds += time.perf_counter() - begun
