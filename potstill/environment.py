@@ -5,8 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import resource
+import sys
+from pathlib import Path
 from typing import Any
 
+STATUS = Path("/proc/self/status")
 PACKAGES = ("potstill", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic")
 
 
@@ -44,3 +48,15 @@ def processor() -> str:
             return next(names, platform.processor())
     except OSError:
         return platform.processor()
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has had.
+
+    Linux counts in ``ru_maxrss`` what a larger process had that has started this one, and in VmHWM it does not.
+    """
+    if STATUS.exists():
+        lines = STATUS.read_text(encoding="utf-8").splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

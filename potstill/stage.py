@@ -6,8 +6,6 @@ Everything that is finished is on disk, so running a recipe again in its folder 
 from __future__ import annotations
 
 import json
-import resource
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -19,6 +17,7 @@ from potstill import recipe as schema
 from potstill.assembly import Student, Teaching
 from potstill.bench import Bench, say, set_up
 from potstill.caching import Caches
+from potstill.environment import peak_memory_bytes
 from potstill.errors import TeacherError
 from potstill.evaluation.evaluator import measure
 from potstill.evaluation.generation import greedy_figures
@@ -330,10 +329,8 @@ def _add_cost(run: Run, prefix: str, state: State, streams: Sequence[LiveStream]
     if counts := [stream.cache.count for stream in streams if stream.cache]:
         own["teacher_cache_s"] = sum(count.others_seconds for count in counts)
         own["teacher_cache"] = {stream.spec.name: asdict(stream.cache.count) for stream in streams if stream.cache}
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     cost = run.read("cost")
-    run.write("cost", cost | {prefix + k: v for k, v in own.items()} | {"peak_memory_bytes": peak})
+    run.write("cost", cost | {prefix + k: v for k, v in own.items()} | {"peak_memory_bytes": peak_memory_bytes()})
 
 
 def _write_samples(bench: Bench) -> None:

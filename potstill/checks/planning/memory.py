@@ -14,14 +14,13 @@ import psutil
 import torch
 from torch import Tensor
 
+from potstill.environment import peak_memory_bytes
 from potstill.models.families import Family
 from potstill.models.held import bytes_held
-from potstill.objectives.chunked import positions_in_a_product
+from potstill.objectives.chunked import TEACHER_CHUNK, positions_in_a_product
 
-GIVEN_BACK = (
-    2**25
-)  # bytes from which on a tensor is given back to the system when it is freed: glibc's largest threshold
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+GIVEN_BACK = 2**25  # bytes from which on a freed tensor is given back to the system: glibc's largest threshold
+CLEAR = Path("/proc/self/clear_refs")
 HIGHEST = "5"  # what makes Linux forget the peak: proc(5)
 
 
@@ -58,7 +57,7 @@ class Peaks:
         """The peak of the phase that is on."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
-        return _highest() if self.exact else self.now()
+        return peak_memory_bytes() if self.exact else self.now()
 
 
 def _can_forget() -> bool:
@@ -67,12 +66,6 @@ def _can_forget() -> bool:
     except OSError:
         return False
     return sys.platform == "linux"
-
-
-def _highest() -> int:
-    """The peak since it was last forgotten."""
-    lines = STATUS.read_text(encoding="utf-8").splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
 
 
 class Kept:
@@ -158,5 +151,6 @@ def loss_head(student: Family, *, with_teacher: bool, positions: int, computed_i
     head = student.head
     states = torch.empty(0, head.weight.shape[1], device=head.weight.device)
     chunk = min(positions, positions_in_a_product(states))
+    told = min(chunk, TEACHER_CHUNK if states.device.type == "cpu" else chunk) if with_teacher else 0
     own = head.weight.nbytes if head.weight.requires_grad else 0
-    return own + chunk * head.vocab_size * computed_in.itemsize * (1 + with_teacher)
+    return own + (chunk + told) * head.vocab_size * computed_in.itemsize

@@ -198,8 +198,8 @@ def test_logits_of_a_chunk() -> None:
     assert memory.loss_head(family, with_teacher=True, positions=100, computed_in=torch.float32) == head + 2 * one
     family.requires_grad_(False)
     assert memory.loss_head(family, with_teacher=False, positions=100, computed_in=torch.float32) == one
-    few = memory.loss_head(family, with_teacher=False, positions=10**6, computed_in=torch.float32)
-    assert few == 128 * family.vocab_size * 4  # never more than a chunk
+    most = [memory.loss_head(family, with_teacher=two, positions=10**6, computed_in=torch.float32) for two in (0, 1)]
+    assert most == [256 * family.vocab_size * 4, (256 + 128) * family.vocab_size * 4]  # never more than a chunk
 
 
 @pytest.mark.parametrize(
