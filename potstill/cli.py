@@ -208,6 +208,8 @@ def main() -> None:
     """Run the command line; every failure a user can cause is one line with its fix and an exit code."""
     # Before torch is imported: spinning threads starve each other on a busy machine (docs/decisions, 11).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Of products of shapes that do not come again oneDNN would keep 1,024 (docs/decisions, 45).
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     try:
         code = app(standalone_mode=False)
     except PotstillError as error:
