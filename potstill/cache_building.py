@@ -68,9 +68,9 @@ def _not_buildable(stage: schema.Stage, spec: schema.Stream) -> str | None:
     """Why what is said to a stream cannot be kept before a run; None where it can."""
     if spec.not_cacheable:
         return spec.not_cacheable
-    if isinstance(stage.all_teachers[spec.teacher], schema.StageTeacher):
-        return "an earlier stage makes its teacher"
-    if isinstance(stage.student, schema.PreviousStudent) and stage.all_teachers[spec.teacher] == schema.BaseTeacher():
+    teacher = stage.all_teachers[spec.teacher]
+    is_made = isinstance(teacher, schema.BaseTeacher) and isinstance(stage.student, schema.PreviousStudent)
+    if is_made or isinstance(teacher, schema.StageTeacher):
         return "an earlier stage makes its teacher"
     if isinstance(spec.source, schema.RolloutSource):
         return "its teacher writes the text when a run begins"

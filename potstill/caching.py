@@ -94,12 +94,12 @@ class Caches:
     def key_of(self, spec: schema.Stream, form: Form) -> dict[str, Any]:
         """All that a row depends on beside its tokens, by which it is known."""
         asked = self.stage.all_teachers[spec.teacher]
-        held = asked.held if isinstance(asked, schema.Holding) else {"base": self.stage.adapter and "adapter"}
-        plain = {name: value for name, value in held.items() if name not in ("device", "device_map", "offload_folder")}
+        name, revision = model_of(self.stage, asked)
+        depends = {"revision": revision, **_held(self.stage, asked)}  # a folder's weights are hashed, and it has none
         return {
             "version": VERSION,
-            **parts_of(self._name(spec)),
-            **{f"teacher.{name}": value for name, value in plain.items() if value not in ("auto", "none", None)},
+            **parts_of(name),
+            **{f"teacher.{name}": value for name, value in depends.items() if value not in ("auto", "none", None)},
             "dtype": str(self.runtime.dtype).removeprefix("torch."),
             "vocabulary": self.teaching.vocab_size,
             "form": form.name,
@@ -143,6 +143,13 @@ class Caches:
     @cached_property
     def _writer(self) -> str:
         return str(self.runtime.share(new_writer() if self.runtime.is_main else None))
+
+
+def _held(stage: schema.Stage, teacher: schema.AnyTeacher) -> dict[str, Any]:
+    """How a teacher's weights are held, as far as what it says depends on that."""
+    if isinstance(teacher, schema.BaseTeacher):  # held as its student is, and in the student's precision
+        return {"base": True, "quantise": stage.adapter.quantise_base if stage.adapter else None}
+    return {name: value for name, value in teacher.held.items() if name in ("dtype", "quantise")}
 
 
 def is_kept(stage: schema.Stage, spec: schema.Stream) -> bool:

@@ -35,6 +35,7 @@ RECORD = np.dtype(
     ]
 )
 MAX_BYTES = 2**28  # of rows; then another part is begun
+MAX_ROWS = 2**14  # likewise: adding to a part costs by how many it has
 
 
 class Part:
@@ -66,19 +67,18 @@ class Part:
     def is_sealed(self) -> bool:
         return self.seal.exists()
 
-    def refresh(self) -> int:
-        """Read the records that are new; how many. One that is half written, or whose row is, does not count."""
+    def refresh(self) -> None:
+        """Read the records that are new. One that is half written, or whose row is, does not count."""
         known = len(self.records)
         if not self.index_file.exists() or not self.rows_file.exists():
-            return 0
+            return
         count = self.index_file.stat().st_size // RECORD.itemsize - known
         if count <= 0:
-            return 0
+            return
         new = np.fromfile(self.index_file, RECORD, count, offset=known * RECORD.itemsize)
         there = new["offset"] + new["size"] <= self.rows_file.stat().st_size
         new = new[: int(there.argmin()) if not there.all() else len(new)]
         self.records = np.concatenate([self.records, new])
-        return len(new)
 
     def read(self, at: int) -> memoryview | None:
         """What is kept of a row; None where it is not what was written."""

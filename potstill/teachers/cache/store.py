@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from potstill.errors import CacheError
 from potstill.run import write_text
-from potstill.teachers.cache.parts import MAX_BYTES, Part, Writer
+from potstill.teachers.cache.parts import MAX_BYTES, MAX_ROWS, Part, Writer
 
 CARD = "cache.json"
 MERGE = 2**16  # new rows that are looked up one by one before they are sorted among the others
@@ -63,6 +63,7 @@ class Store:
         self._places: dict[str, int] = {}  # of parts, by name
         self._visible: dict[str, int] = {}  # rows of each part
         self._sorted: NDArray[Any] = np.empty(0, LOCATION)
+        self._high: NDArray[Any] = np.empty(0, "<u8")  # of _sorted, in one piece: a search would copy it each time
         self._new: dict[bytes, tuple[int, int]] = {}
         self._charged: set[tuple[int, int]] = set()
         for index in sorted(folder.glob("*.index")):
@@ -100,8 +101,8 @@ class Store:
         if (new := self._new.get(digest)) is not None:
             return new
         high, low = (int(half) for half in np.frombuffer(digest, "<u8"))
-        at = int(np.searchsorted(self._sorted["high"], high))
-        while at < len(self._sorted) and self._sorted["high"][at] == high:
+        at = int(np.searchsorted(self._high, np.uint64(high)))
+        while at < len(self._high) and self._high[at] == high:
             if self._sorted["low"][at] == low:
                 return int(self._sorted["part"][at]), int(self._sorted["row"][at])
             at += 1
@@ -133,7 +134,7 @@ class Store:
         self._parts[part].refresh()
         self._new[digest] = (part, self._open.count - 1)
         self._visible[self._parts[part].name] = self._open.count
-        if self._open.end >= self._max_bytes:
+        if self._open.end >= self._max_bytes or self._open.count >= MAX_ROWS:
             self._finish_part()
         if len(self._new) >= MERGE:
             self._merge()
@@ -185,7 +186,7 @@ class Store:
             self._visible[part.name] = len(records)
             shown.append(_locations(records, place))
         self._new = {}
-        self._sorted = _in_order(shown)
+        self._sort(shown)
 
     def _look_around(self, step: int) -> None:
         """See what the other processes of this run have written before a step."""
@@ -205,7 +206,13 @@ class Store:
         for at, (digest, (part, row)) in enumerate(self._new.items()):
             new[at] = (*np.frombuffer(digest, "<u8"), part, row)
         self._new = {}
-        self._sorted = _in_order([self._sorted, new])
+        self._sort([self._sorted, new])
+
+    def _sort(self, locations: Sequence[NDArray[Any]]) -> None:
+        """Have these places, and no others, to search among."""
+        together = np.concatenate([np.empty(0, LOCATION), *locations])
+        self._sorted = together[np.argsort(together["high"], kind="stable")]
+        self._high = np.ascontiguousarray(self._sorted["high"])
 
 
 def new_writer() -> str:
@@ -219,11 +226,6 @@ def _locations(records: NDArray[Any], part: int) -> NDArray[Any]:
     found["high"], found["low"] = records["digest"][:, 0], records["digest"][:, 1]
     found["part"], found["row"] = part, np.arange(len(records))
     return found
-
-
-def _in_order(locations: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    together = np.concatenate([np.empty(0, LOCATION), *locations])
-    return together[np.argsort(together["high"], kind="stable")]
 
 
 def _numbered(folder: Path, prefix: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,14 @@ def test_rows_are_found_when_they_are_sorted_among_others(tmp_path: Path, monkey
     store = filled(tmp_path, 50)
     assert len(store._new) < 8
     assert all(has(store, at) for at in range(50))
+
+
+def test_a_part_has_so_many_rows_at_the_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "MAX_ROWS", 10)
+    store = filled(tmp_path, 35)
+    store.close()
+    assert [len(Part(index).records) for index in sorted(tmp_path.glob("*.index"))] == [10, 10, 10, 5]
+    assert all(has(store, at) for at in range(35))
 
 
 def test_two_digests_that_share_their_first_half_are_told_apart(tmp_path: Path) -> None:
@@ -244,5 +253,9 @@ def test_a_million_rows_are_looked_up_without_reading_them_all(tmp_path: Path) -
     records.tofile(tmp_path / "x-00000-00000.index")
     store = Store(tmp_path, KEY, "two")
     assert store._sorted.nbytes == 24 * count
+    begun = time.process_time()
+    for at in range(2000):
+        digest([at], [2]) in store  # noqa: B015
+    assert time.process_time() - begun < 0.25  # a search that copied what it searches would take seconds
     assert all(records["digest"][at].tobytes() in store for at in range(0, count, 997))
     assert digest([1], [2]) not in store

@@ -353,6 +353,24 @@ def test_each_cache_has_a_folder_and_each_difference_another(folder: Path) -> No
     assert all(name.startswith("teacher-") for name in others)
 
 
+def test_a_base_is_known_by_its_bits_and_a_hub_model_by_its_revision(folder: Path) -> None:
+    stage = made(folder).stage
+
+    def key(**update: Any) -> dict[str, Any]:
+        own = caches(folder, made(folder))
+        own.stage = stage.model_copy(update=update)
+        return own.key_of(own.stage.streams[0], own.form_of(own.stage.streams[0]))
+
+    def base(bits: str) -> dict[str, Any]:
+        adapter = {"kind": "lora", "quantise_base": bits}
+        student = recipe.PretrainedStudent.model_validate({"model": str(folder / "teacher"), "adapter": adapter})
+        return key(teacher=recipe.BaseTeacher(), student=student)
+
+    keys = [key(), base("none"), base("nf4"), base("int8")]
+    keys += [key(teacher=recipe.Teacher(model="some/model", revision=of)) for of in (None, "one", "two")]
+    assert all(one != other for at, one in enumerate(keys) for other in keys[:at])
+
+
 def test_a_named_folder_of_another_teacher_is_refused_by_what_differs(folder: Path) -> None:
     named = {"when": "auto", "folder": str(folder / "mine")}
     assert isinstance(teacher_of(made(folder, cache=named), folder), CachedTeacher)
