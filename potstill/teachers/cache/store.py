@@ -241,6 +241,16 @@ def _numbered(folder: Path, prefix: str) -> list[str]:
 
 def _settle_key(folder: Path, key: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     """Write the key of a new folder, or compare it with that of one that is there. Raises: CacheError."""
+    try:
+        _write_key(folder, key, about)
+    except OSError as error:
+        raise CacheError(
+            f"{folder} cannot be written: {error.strerror or error}",
+            "set teacher.cache.folder to a place that can, or teacher.cache to never",
+        ) from error
+
+
+def _write_key(folder: Path, key: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         if (folder / CARD).exists():
