@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from potstill import objectives, recipe, weighting
 from potstill.models.families import Causal
@@ -287,3 +288,34 @@ def test_chunks_of_any_length_share_their_room(by_response: bool) -> None:
     for values, found in results[:-1]:
         torch.testing.assert_close(values, results[-1][0], rtol=0, atol=1e-12)
         torch.testing.assert_close(found, results[-1][1], rtol=0, atol=1e-12)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the most elements of a tensor that any operation gives, of those that take memory of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = function(*args, **(kwargs or {}))
+        for one in given if isinstance(given, tuple | list) else [given]:
+            if isinstance(one, Tensor):
+                self.numel = max(self.numel, one.untyped_storage().nbytes() // one.element_size())
+        return given
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_no_tensor_of_a_step_is_as_large_as_all_logits(name: str) -> None:
+    """Forward and backward of both models and the loss, on three times as many tokens as a chunk has."""
+    student, teacher = models(torch.float32, tied=True)
+    batch = tiny.batch([(4, 200)] * 4)
+    with Largest() as largest:
+        signal = LocalTeacher(teacher).signal(batch) if bound(name, batch).reads == "teacher" else None
+        total, _ = evaluate_terms(student.output(batch), signal, batch, [bound(name, batch)])
+        total.backward()
+    assert largest.numel == chunked.MIN_CHUNK * tiny.VOCAB  # the logits of a chunk, and nothing beside them
+    assert batch.num_response_tokens * tiny.VOCAB > 3 * largest.numel
+    with Largest() as whole:
+        student.head(student(batch))
+    assert whole.numel == batch.response_ids.numel() * tiny.VOCAB  # and it is seen where they are made
