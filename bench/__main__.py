@@ -40,6 +40,7 @@ MODULES = {
     "B6": "peak_memory",
     "B7": "teacher_cache",
     "B8": "packed_rows",
+    "B9": "outside_compute",
 }
 HERE = Path(__file__).parent
 ENOUGH = 3  # repeats of what is kept

@@ -1,4 +1,4 @@
-"""How seconds and memory grow: of a training step, of reading rows, and over ten thousand steps.
+"""How seconds and memory grow: of a training step, of reading rows, of a cache, and over ten thousand steps.
 
     python bench/scaling.py                                       everything, about ten minutes
     python bench/scaling.py --only vocabulary rows --repeats 5
@@ -183,6 +183,48 @@ def loader(count: int) -> dict[str, float]:
     }
 
 
+# --- A cache ----------------------------------------------------------------------------------------------------------
+
+
+def cached(count: int) -> dict[str, float]:
+    """Writing rows of 50 draws at 16 tokens into a teacher's cache, opening it again, and reading batches of eight."""
+    from hashlib import blake2b
+
+    from potstill.teachers.cache.forms import DrawsForm
+    from potstill.teachers.cache.store import Store, new_writer
+    from potstill.types import Sampled
+
+    vocab = 49_152
+    form = DrawsForm(draws=50, temperature=1.0, vocab_size=vocab, seed=0)
+    told = Sampled(torch.arange(10).expand(PROMPT, 10) * 4_096, torch.full((PROMPT, 10), 5 / 50))
+    row = form.pack(told)
+    digests = [blake2b(at.to_bytes(8, "little"), digest_size=16).digest() for at in range(count)]
+    batches = [random.Random(at).choices(digests, k=8) for at in range(1000)]
+    with tempfile.TemporaryDirectory() as folder:
+        before, begun = forget_peak(), time.process_time()
+        store = Store(Path(folder), {}, new_writer())
+        for digest in digests:
+            store.add(digest, row, positions=PROMPT, seconds=0.0)
+        store.close()
+        written = time.process_time() - begun
+        begun = time.process_time()
+        store = Store(Path(folder), {}, new_writer())
+        opened, seconds = time.process_time() - begun, []
+        for wanted in batches:
+            begun = time.process_time()
+            rows = [found for digest in wanted if (found := store.read(digest)) is not None]
+            form.unpack(rows, [PROMPT] * len(rows))
+            seconds.append(time.process_time() - begun)
+            assert len(rows) == len(wanted)
+        return {
+            "seconds": written,
+            "rows_per_s": count / written,
+            "mib": resident("VmHWM") - before,
+            "open_ms": 1000 * opened,
+            "read_ms": 1000 * median(seconds),
+        }
+
+
 # --- Many steps -------------------------------------------------------------------------------------------------------
 
 
@@ -190,6 +232,7 @@ def many_steps() -> dict[str, dict[str, float]]:
     """Resident memory and open files at some steps of a run of the real trainer, on a tiny model."""
     from potstill.models.loading import load_tokenizer
     from potstill.run import Run
+    from potstill.teachers.local import LocalTeacher
     from potstill.training.runtime import start
     from potstill.training.signals import StopRequest
     from potstill.training.trainer import Job, fit
@@ -203,9 +246,10 @@ def many_steps() -> dict[str, dict[str, float]]:
     stream = replace(stream, source=Counting(stream.source, seen))
     with tempfile.TemporaryDirectory() as folder:
         job = Job(
-            stage=stage, run=Run(Path(folder)), runtime=start("cpu", "float32"), student=student, teachers=[teacher],
-            tokenizer=load_tokenizer("smollm2-135m-instruct"), streams=[stream], validate=lambda: {"perplexity": 1.0},
-            examples_per_epoch=len(rows), seed=1, stop=StopRequest(), label="scaling",
+            stage=stage, run=Run(Path(folder)), runtime=start("cpu", "float32"), student=student,
+            teachers=[LocalTeacher(teacher)], tokenizer=load_tokenizer("smollm2-135m-instruct"), streams=[stream],
+            validate=lambda: {"perplexity": 1.0}, examples_per_epoch=len(rows), seed=1, stop=StopRequest(),
+            label="scaling",
         )  # fmt: skip
         fit(job)
     return seen
@@ -270,6 +314,12 @@ def measure(only: Sequence[str], repeats: int, most_rows: int) -> Iterator[tuple
             points.append({"at": count, **in_a_process("--rows", str(count))})
             say(f"rows {count:,}: {points[-1]['seconds']:.2f} s, {points[-1]['mib']:.0f} MiB")
         yield "rows", points
+    if "cache" in only:
+        points = []
+        for count in (count for count in ROWS if count <= most_rows):
+            points.append({"at": count, **in_a_process("--cache", str(count))})
+            say(f"cache {count:,}: {points[-1]['seconds']:.2f} s, {points[-1]['mib']:.0f} MiB")
+        yield "cache", points
     if "steps" in only:
         found = in_a_process("--steps")
         yield "steps", [{"at": int(step), **figures} for step, figures in found.items()]
@@ -307,6 +357,13 @@ def page(results: Mapping[str, Any]) -> str:
         )
         told = _growth(points, ("seconds", "time"), ("mib", "memory"), ("draw_ms", "a batch"))
         parts.append(told + _about(results["rows"]))
+    if points := _points(results, "cache"):
+        head = ["rows", "s to write", "rows a second", "MiB", "ms to open", "a batch, ms"]
+        columns = {"at": ",d", "seconds": ".2f", "rows_per_s": ",.0f", "mib": ".0f", "open_ms": ".1f", "read_ms": ".3f"}
+        cells = [[format(p[key], form) for key, form in columns.items()] for p in points]
+        parts.append(_table("### Rows of a cache", head, cells))
+        told = _growth(points, ("seconds", "time"), ("mib", "memory"), ("open_ms", "opening"), ("read_ms", "a batch"))
+        parts.append(told + _about(results["cache"]))
     if points := _points(results, "steps"):
         cells = [[f"{p['at']:,}", f"{p['rss_mib']:.1f}", str(int(p["open_files"]))] for p in points]
         parts.append(_table("### Steps of one run", ["step", "resident, MiB", "open files"], cells))
@@ -350,14 +407,14 @@ def say(text: str) -> None:
 
 
 def main() -> None:
-    parts = (*AXES, "rows", "steps")
+    parts = (*AXES, "rows", "cache", "steps")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     parser.add_argument("--repeats", type=int, default=3, help="steps that are timed at each point")
     parser.add_argument("--most-rows", type=int, default=ROWS[-1])
     parser.add_argument("--write", type=Path, help="a page with markers")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    for one in ("--step", "--rows"):
+    for one in ("--step", "--rows", "--cache"):
         parser.add_argument(one, help=argparse.SUPPRESS)
     parser.add_argument("--steps", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -366,6 +423,8 @@ def main() -> None:
         return print(json.dumps(one_step(Setting(**json.loads(args.step)), args.repeats)))
     if args.rows:
         return print(json.dumps(loader(int(args.rows))))
+    if args.cache:
+        return print(json.dumps(cached(int(args.cache))))
     if args.steps:
         return print(json.dumps(many_steps()))
     results = json.loads(args.results.read_text(encoding="utf-8")) if args.results.exists() else {}
