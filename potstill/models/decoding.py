@@ -14,7 +14,7 @@ from potstill.errors import ModelError
 from potstill.models.families import Family, evaluating
 from potstill.models.layout import is_encoder_decoder
 from potstill.models.positions import check_positions
-from potstill.models.products import RepeatedHead, head_logits, suited_products
+from potstill.models.products import Repeated, head_logits, suited_products
 from potstill.models.seq2seq_decoding import Seq2SeqDecoder
 from potstill.models.slots import EAGER, Decoder, SlotLayer, distinct_of
 
@@ -41,7 +41,7 @@ class CausalDecoder:
         self._layers = [SlotLayer(slots, capacity) for _ in range(self._config.num_hidden_layers)]
         self._cache = Cache(layers=list(self._layers))
         self._lengths: list[int] = []
-        self._head = RepeatedHead(family)
+        self._products = Repeated(family)
 
     @torch.no_grad()
     def admit(self, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "new vocab"]:
@@ -55,7 +55,8 @@ class CausalDecoder:
         ids = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in distinct], device=device)
         first = len(self._lengths)
         self._begin(first, width, None)
-        hidden = self._hidden(ids, torch.arange(width, device=device).expand(len(distinct), -1), None)
+        with suited_products(self._family.model.get_input_embeddings().weight):
+            hidden = self._hidden(ids, torch.arange(width, device=device).expand(len(distinct), -1), None)
         last = torch.tensor(lengths, device=device) - 1
         logits = head_logits(self._family.head, hidden[torch.arange(len(distinct), device=device), last])
         if len(distinct) == len(prompts):
@@ -73,9 +74,11 @@ class CausalDecoder:
         at = torch.tensor(self._lengths, device=tokens.device)
         width = max(self._lengths) + 1
         self._begin(0, width, (torch.arange(len(at), device=tokens.device), at))
-        hidden = self._hidden(tokens[:, None], at[:, None], _seen(self._config, at, width, self._family.model.dtype))
+        mask = _seen(self._config, at, width, self._family.model.dtype)
+        with self._products.body():
+            hidden = self._hidden(tokens[:, None], at[:, None], mask)
         self._lengths = [length + 1 for length in self._lengths]
-        return self._head(hidden[:, 0])
+        return self._products.head(hidden[:, 0])
 
     def leave(self, place: int) -> None:
         last = len(self._lengths) - 1
@@ -90,11 +93,9 @@ class CausalDecoder:
             layer.begin(first, width, at)
 
     def _hidden(self, ids: Tensor, positions: Tensor, mask: Mask | dict[str, Mask] | None) -> Tensor:
-        model = self._family.model
-        with suited_products(model.get_input_embeddings().weight):
-            return model.base_model(
-                input_ids=ids, position_ids=positions, attention_mask=mask, past_key_values=self._cache, use_cache=True
-            ).last_hidden_state
+        return self._family.model.base_model(
+            input_ids=ids, position_ids=positions, attention_mask=mask, past_key_values=self._cache, use_cache=True
+        ).last_hidden_state
 
 
 def decoder_of(family: Family, slots: int, longest_prompt: int, max_new_tokens: int) -> Decoder:

@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache, EncoderDecoderCache
 from potstill.errors import ModelError
 from potstill.models.families import Family, start_token_of
 from potstill.models.layout import DECODER, stacks_of
-from potstill.models.products import RepeatedHead, suited_products
+from potstill.models.products import Repeated, suited_products
 from potstill.models.slots import EAGER, SlotLayer, distinct_of
 
 
@@ -41,7 +41,7 @@ class Seq2SeqDecoder:
         self._own = [SlotLayer(slots, max_new_tokens) for _ in range(count)]
         self._source = [SlotLayer(slots, longest_prompt) for _ in range(count)]
         self._cache = EncoderDecoderCache(Cache(layers=list(self._own)), Cache(layers=list(self._source)))
-        self._head = RepeatedHead(family)
+        self._products = Repeated(family)
         self._lengths: list[int] = []  # of the sources
         self._ages: list[int] = []  # tokens that the decoder has read, the start token among them
 
@@ -97,7 +97,7 @@ class Seq2SeqDecoder:
         states: Float[Tensor, "row source hidden"],
         real: Bool[Tensor, "row source"],
     ) -> Float[Tensor, "row vocab"]:
-        with suited_products(self._family.model.get_input_embeddings().weight):
+        with self._products.body():
             hidden = self._decoder(
                 input_ids=ids,
                 attention_mask=mask,
@@ -106,7 +106,7 @@ class Seq2SeqDecoder:
                 past_key_values=self._cache,
                 use_cache=True,
             ).last_hidden_state
-        return self._head(hidden[:, 0])
+        return self._products.head(hidden[:, 0])
 
     def _seen(self, at: Int[Tensor, " active"], width: int) -> Shaped[Tensor, "active heads 1 width"]:
         """What the token at column ``at`` of each row attends to.

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from potstill.models import products
 from potstill.models.decoding import CausalDecoder
@@ -93,29 +98,93 @@ class Headed:
 
     def __init__(self, head: Head):
         self.head = head
+        self.model = SimpleNamespace(base_model=nn.Module(), get_input_embeddings=lambda: head)
+
+
+def counted_packing(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """The matrices that are copied from now on, as they go to oneDNN."""
+    seen: list[torch.Tensor] = []
+    packed = torch.ops.mkldnn._reorder_linear_weight
+
+    def noted(matrix: torch.Tensor, rows: int) -> torch.Tensor:
+        seen.append(matrix)
+        return packed(matrix, rows)
+
+    products._packs.cache_clear()
+    for dtype in (torch.float32, torch.bfloat16):
+        products._packs(dtype)
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", noted)
+    return seen
+
+
+def packs(dtype: torch.dtype) -> bool:
+    """Whether this processor is one on which matrices of this kind are copied."""
+    return products._packs(dtype) and not products._narrow(torch.zeros(1, dtype=dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("count", [1, 4, 9])
-def test_a_repeated_heads_logits_stay_as_they_are(dtype: torch.dtype, biased: bool, count: int) -> None:
-    weight, hidden = drawn(50, 64, dtype=dtype), drawn(count, 64, dtype=dtype)
+@pytest.mark.parametrize("count", [1, 4, 9, products.PACKED_UP_TO + 1])
+def test_a_repeated_heads_logits_stay_as_they_are(
+    dtype: torch.dtype, biased: bool, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight, hidden = nn.Parameter(drawn(50, 64, dtype=dtype)), drawn(count, 64, dtype=dtype)
     head = Head(weight, drawn(50, dtype=dtype) if biased else None, torch.tanh, 40)
-    repeated = products.RepeatedHead(Headed(head))  # type: ignore[arg-type]
+    repeated, copied = products.Repeated(Headed(head)), counted_packing(monkeypatch)  # type: ignore[arg-type]
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.02}[dtype]
-    for _ in range(products.TRANSPOSED_FROM + 1):
-        torch.testing.assert_close(repeated(hidden), head_logits(head, hidden), rtol=tolerance, atol=tolerance)
-    assert (repeated._transposed is not None) == (dtype == torch.float32)
+    with torch.no_grad():
+        for _ in range(products.PACKED_FROM + 1):
+            with repeated.body():
+                pass
+            torch.testing.assert_close(repeated.head(hidden), head_logits(head, hidden), rtol=tolerance, atol=tolerance)
+    few = products._FEWEST.get(dtype, count + 1) <= count <= products.PACKED_UP_TO
+    assert [len(matrix) for matrix in copied] == ([40] if few and packs(dtype) else [])
 
 
-def test_under_autocast_a_repeated_head_says_the_same_and_narrows_its_matrix_once() -> None:
-    weight, hidden = drawn(50, 64, dtype=torch.float32), drawn(4, 64, dtype=torch.float32)
+def test_under_autocast_a_repeated_head_says_the_same_and_narrows_its_matrix_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weight, hidden = nn.Parameter(drawn(50, 64, dtype=torch.float32)), drawn(4, 64, dtype=torch.float32)
     head = Head(weight, drawn(50, dtype=torch.float32), None, 40)
-    repeated = products.RepeatedHead(Headed(head))  # type: ignore[arg-type]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        first, narrowed = repeated(hidden), repeated._narrowed
-        assert first.dtype == torch.bfloat16
-        torch.testing.assert_close(first, head(hidden), rtol=0.02, atol=0.02)
-        repeated(hidden)
-    assert narrowed is not None
-    assert repeated._narrowed is narrowed
+    repeated, copied = products.Repeated(Headed(head)), counted_packing(monkeypatch)  # type: ignore[arg-type]
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        for _ in range(products.PACKED_FROM + 3):
+            with repeated.body():
+                pass
+            found = repeated.head(hidden)
+            assert found.dtype == torch.bfloat16
+            torch.testing.assert_close(found, head(hidden), rtol=0.02, atol=0.02)
+    assert [matrix.dtype for matrix in copied] == ([torch.bfloat16] if products._packs(torch.bfloat16) else [])
+    (made,) = repeated._heads._made.values()
+    assert made[1].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("make", [tiny.llama, tiny.gpt2])
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_a_model_whose_matrices_are_copied_writes_what_it_would_write_anyway(
+    make: Callable[[int], Any], rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every matrix of its layers and its head is copied, once, but for a single row in float32."""
+    model, copied = make(3), counted_packing(monkeypatch)
+    monkeypatch.setattr(products, "PACKED_FROM", 3)
+    ids = torch.randint(1, tiny.VOCAB, (rows, 16), generator=GENERATOR)
+    decoder = CausalDecoder(Causal(model), rows, 16)
+    said = [decoder.admit(ids[:, :5].tolist())]
+    said += [decoder.step(ids[:, at]) for at in range(5, 16)]
+    with torch.no_grad():
+        own = model(ids).logits[:, 4:]
+    torch.testing.assert_close(torch.stack(said, 1), own, rtol=1e-4, atol=1e-5)
+    inside = [p for p in model.base_model.parameters() if p.ndim == 2 and p.numel() > 0]
+    tables = [m.weight for m in model.base_model.modules() if isinstance(m, nn.Embedding)]
+    expected = len(inside) - len(tables) + 1  # the head
+    assert len(copied) == (expected if rows > 1 and packs(torch.float32) else 0)
+
+
+def test_no_more_is_copied_than_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, copied = tiny.llama(3), counted_packing(monkeypatch)
+    monkeypatch.setattr(products, "PACKED_FROM", 1)
+    monkeypatch.setattr(products, "COPY_BYTES", 0)
+    decoder = CausalDecoder(Causal(model), 2, 8)
+    decoder.admit([[1, 2], [3, 4]])
+    decoder.step(torch.tensor([5, 6]))
+    assert copied == []
