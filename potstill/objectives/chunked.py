@@ -125,27 +125,36 @@ class Positions:
         ends = self.places[0].unique_consecutive(return_counts=True)[1].cumsum(0).tolist()
         return (slice(start, end) for start, end in zip([0, *ends][:-1], ends, strict=True))
 
-    def blocks(self, at: slice) -> Iterator[tuple[slice, TeacherLogits | None]]:
-        """What an objective gets of a chunk, counted from the chunk's start, and what the teacher says of it."""
+    def blocks(self, at: slice, room: Tensor | None = None) -> Iterator[tuple[slice, TeacherLogits | None]]:
+        """What an objective gets of a chunk, counted from the chunk's start, and what the teacher says of it: written
+        over ``room``, where there is one, so that each is gone when the next is asked for."""
         size = at.stop - at.start
         if self.by_response:
             yield slice(0, size), self.reference(at)
             return
         for part in _cut(size, TEACHER_CHUNK if self.hidden.device.type == "cpu" else size):
-            teacher = self.reference(within(at, part))
+            teacher = self.reference(within(at, part), room)
             for block in _cut(part.stop - part.start, block_size(self.head.vocab_size, self.hidden.device)):
                 yield within(part, block), None if teacher is None else teacher[block]
 
-    def reference(self, at: slice) -> TeacherLogits | None:
-        """What the teacher says of a chunk."""
+    def reference(self, at: slice, room: Tensor | None = None) -> TeacherLogits | None:
+        """What the teacher says of some positions."""
         match self.teacher:
             case Live(hidden, head):
                 with torch.no_grad():
-                    return head(hidden[at])
+                    return head.logits(head.linear(hidden[at], room))
             case Dense(logits):
                 return logits[at]
             case said:
                 return None if said is None else said[at]
+
+    def room_for_teacher(self) -> Tensor | None:
+        """Memory that all of a live teacher's logits can be written over in turn; None where they cannot be."""
+        match self.teacher:
+            case Live(hidden, head) if hidden.device.type == "cpu" and head.writes_over(hidden):
+                return hidden.new_empty(min(TEACHER_CHUNK, len(hidden)), head.vocab_size)
+            case _:
+                return None
 
     def chunk(self, linear: Tensor, teacher: TeacherLogits | None, at: slice, block: slice) -> Chunk:
         """A block of a chunk, from its logits before the head's transform, to which gradient flows back."""
@@ -223,9 +232,11 @@ class _GradientInForward(torch.autograd.Function):
         precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         values = hidden.new_zeros(len(terms), dtype=precise)
         wanted, vocab = any(ctx.needs_input_grad), positions.head.vocab_size
-        room: Tensor | None = None  # for logits: new pages would take as long as an objective
+        # For logits: new pages would take as long as an objective.
+        room: Tensor | None = None
+        teacher_room = positions.room_for_teacher()
         for at in positions.slices():
-            grad_logits = _add_chunk(values, shares, positions, at, wanted, room)
+            grad_logits = _add_chunk(values, shares, positions, at, wanted, (room, teacher_room))
             if hidden_grad is not None:
                 hidden_grad[at] = grad_logits @ weight[:vocab]
             if weight_grad is not None:
@@ -268,14 +279,20 @@ class _Share:
 
 
 def _add_chunk(
-    values: Tensor, shares: Sequence[_Share], positions: Positions, at: slice, wanted: bool, room: Tensor | None
+    values: Tensor,
+    shares: Sequence[_Share],
+    positions: Positions,
+    at: slice,
+    wanted: bool,
+    rooms: tuple[Tensor | None, Tensor | None],
 ) -> Tensor:
     """Add a chunk to the terms' values, and return the gradient of its logits (before the head's transform).
 
-    The gradient is written over the logits, block by block, and those over ``room`` where they can be.
+    The gradient is written over the logits, block by block, and the student's logits and the teacher's over ``rooms``
+    where they can be.
     """
-    linear = positions.head.linear(positions.hidden[at].detach(), room)
-    for block, teacher in positions.blocks(at):
+    linear = positions.head.linear(positions.hidden[at].detach(), rooms[0])
+    for block, teacher in positions.blocks(at, rooms[1]):
         leaf = linear[block].detach().requires_grad_(wanted)
         total = values.new_zeros(())
         with torch.set_grad_enabled(wanted):
