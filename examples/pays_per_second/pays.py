@@ -22,6 +22,7 @@ from statistics import mean
 from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 import potstill
 from potstill.data.catalogue.loading import data_root
@@ -31,7 +32,7 @@ EPOCHS = (1, 3, 10)
 ROWS = 96  # of each pair, in training
 STARTER_ROWS = 378  # that the starter data has for training
 TEACHERS_ROWS = 640  # of dolly, for the teacher alone
-FIGURES = {"top1_agreement": "agreement", "perplexity": "perplexity", "rouge_l": "Rouge-L"}
+FIGURES = {"top1_agreement": "agreement, %", "perplexity": "perplexity", "rouge_l": "Rouge-L"}
 # What of the loss is compared with the teacher, and in which form its words are kept.
 ARMS: dict[str, dict[str, Any]] = {
     "draws": {"signal": "sampled", "ce_weight": 0.5},
@@ -158,22 +159,35 @@ def compared(cells: Sequence[dict[str, Any]], figure: str) -> str:
 
 
 def drawn(cells: Sequence[dict[str, Any]], file: Path) -> None:
-    """Quality against seconds: a panel for each pair and figure, a line for each arm and its fine-tuned student."""
+    """Quality against seconds: a panel for each pair and figure; means as lines, each seed a point."""
     pairs = list(dict.fromkeys(cell["pair"] for cell in cells))
     figure, panels = plt.subplots(len(pairs), len(FIGURES), figsize=(4 * len(FIGURES), 3 * len(pairs)), squeeze=False)
     for row, pair in zip(panels, pairs, strict=True):
         for panel, (name, title) in zip(row, FIGURES.items(), strict=True):
-            for arm in dict.fromkeys(cell["arm"] for cell in cells):
+            for arm in dict.fromkeys(cell["arm"] for cell in cells if cell["pair"] == pair):
                 own = [cell for cell in cells if (cell["pair"], cell["arm"]) == (pair, arm)]
-                at = sorted({cell["epochs"] for cell in own})
-                for who, style in (("distilled", "-o"), ("fine-tuned", "--x")):
-                    seconds = [mean(cell["seconds"] for cell in own if cell["epochs"] == epochs) for epochs in at]
-                    values = [mean(cell[who][name] for cell in own if cell["epochs"] == epochs) for epochs in at]
-                    panel.plot(seconds, values, style, label=f"{who}, {arm}")
+                for who, style in (("distilled", "-"), ("fine-tuned", "--")):
+                    _line(panel, own, who, name, style, label=f"{who}, {arm}" if who == "distilled" else who)
             panel.set(title=f"{pair}: {title}", xlabel="seconds of training", xscale="log")
-    panels[0][0].legend(fontsize="x-small")
+            panel.xaxis.set_major_locator(FixedLocator([30, 60, 120, 240, 480]))
+            panel.xaxis.set_major_formatter(ScalarFormatter())
+            panel.xaxis.set_minor_locator(NullLocator())
+    panels[0][0].legend(fontsize="small")
     figure.tight_layout()
-    figure.savefig(file, dpi=120)
+    figure.savefig(file, dpi=110)
+
+
+def _line(panel: Any, cells: Sequence[dict[str, Any]], who: str, name: str, style: str, label: str) -> None:
+    """One student's figure over seconds."""
+    at = sorted({cell["epochs"] for cell in cells})
+    groups = [[cell for cell in cells if cell["epochs"] == epochs] for epochs in at]
+    seconds = [mean(cell["seconds"] for cell in group) for group in groups]
+    scale = 100 if name == "top1_agreement" else 1
+    (line,) = panel.plot(
+        seconds, [scale * mean(cell[who][name] for cell in group) for group in groups], style, label=label
+    )
+    points = [(cell["seconds"], scale * cell[who][name]) for cell in cells]
+    panel.scatter(*zip(*points, strict=True), s=8, color=line.get_color())
 
 
 def main() -> None:

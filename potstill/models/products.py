@@ -120,7 +120,7 @@ class _Copies:
         few = _FEWEST.get(dtype, PACKED_UP_TO + 1) <= count <= PACKED_UP_TO
         if not (few and _packs(dtype)) and dtype == weight.dtype:
             return None
-        if type(weight) is not nn.Parameter:  # something that is made anew at every token, or is packed already
+        if type(weight) is not nn.Parameter or weight.device.type != "cpu":  # made anew at every token, or elsewhere
             return None
         if id(weight) not in self._made:
             size = weight.numel() * dtype.itemsize
