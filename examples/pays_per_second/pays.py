@@ -39,12 +39,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "states": {"ce_weight": 0.5},
     "states, no text": {},
 }
+RATE = 1e-3  # the demo's
 COMMON: dict[str, Any] = {
     "baseline": "equal_time_sft",
     "student.keep_layers": 10,
     "teacher.cache": "auto",
     "batch.size": 4,
-    "optimizer.learning_rate": 1e-3,
     "data.max_validation": 24,
     "evaluation": {"leave_out": ["samples", "untouched"], "generate_examples": 32, "max_new_tokens": 64},
 }
@@ -197,6 +197,7 @@ def main() -> None:
     parser.add_argument("--arms", default="draws", help=f"of {'; '.join(ARMS)}; with ; between them")
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--epochs", default=",".join(map(str, EPOCHS)))
+    parser.add_argument("--rate", type=float, default=RATE, help="learning rate; another one has an OUT of its own")
     given = parser.parse_args()
     if "POTSTILL_DATA" in os.environ:
         os.environ["POTSTILL_DATA"] = str(Path(os.environ["POTSTILL_DATA"]).resolve())
@@ -204,7 +205,7 @@ def main() -> None:
     os.chdir(given.out)
     cells = []
     for pair in given.pairs.split(","):
-        settings = PAIRS[pair]()
+        settings = PAIRS[pair]() | {"optimizer.learning_rate": given.rate}
         wanted = product(given.arms.split(";"), given.epochs.split(","), given.seeds.split(","))
         for arm, epochs, seed in wanted:
             cells.append(measured(Cell(pair, arm, int(epochs), int(seed)), settings))
