@@ -191,6 +191,21 @@ def test_what_was_there_before_is_charged_once(tmp_path: Path) -> None:
     assert [again.charge(row(at)[0]) for at in (0, 2)] == [0, 0.5]
 
 
+def test_what_a_run_has_asked_itself_is_not_charged_after_it_was_killed(tmp_path: Path) -> None:
+    """Asking is in its seconds already, and what it writes has another name each time that it goes on."""
+    filled(tmp_path, 2, "earlier").close()
+    state: dict[str, Any] = {}
+    for at, name in enumerate(("begun", "resumed", "again"), start=2):
+        store = Store(tmp_path, KEY, name)
+        if state:
+            store.load_state_dict(state)
+        store.add(row(at)[0], row(at)[1], positions=1, seconds=7.0)
+        state = store.state_dict()
+    last = Store(tmp_path, KEY, "last")
+    last.load_state_dict(state)
+    assert [last.charge(row(at)[0]) for at in range(5)] == [0.5, 0.5, 0, 0, 0]
+
+
 def test_another_key_is_refused_by_what_differs(tmp_path: Path) -> None:
     filled(tmp_path, 1).close()
     with pytest.raises(CacheError, match=r"dtype is 'bfloat16', and 'float32' there; k is 5, and None there") as caught:
