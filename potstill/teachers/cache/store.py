@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -124,25 +125,28 @@ class Store:
         if self._failed:
             return
         try:
-            if self._open is None:
-                self._begin()
-            assert self._open is not None
-            self._open.add(digest, row, positions=positions, step=self._step, microseconds=round(seconds * 1e6))
+            self._add(digest, row, positions, seconds)
         except OSError:
             self._failed = True
             raise
+
+    def close(self) -> None:
+        """Finish what is being written. Where the disk refuses, it stays unfinished, and is read all the same."""
+        with suppress(OSError):
+            self._finish_part()
+
+    def _add(self, digest: bytes, row: bytes, positions: int, seconds: float) -> None:
+        if self._open is None:
+            self._begin()
+        assert self._open is not None
+        self._open.add(digest, row, positions=positions, step=self._step, microseconds=round(seconds * 1e6))
         part = self._places[self._open.path.name]
         self._parts[part].refresh()
         self._new[digest] = (part, self._open.count - 1)
         self._visible[self._parts[part].name] = self._open.count
-        if self._open.end >= self._max_bytes or self._open.count >= MAX_ROWS:
-            self._finish_part()
         if len(self._new) >= MERGE:
             self._merge()
-
-    def close(self) -> None:
-        """Finish what is being written."""
-        if self._open is not None:
+        if self._open.end >= self._max_bytes or self._open.count >= MAX_ROWS:
             self._finish_part()
 
     def _begin(self) -> None:
@@ -153,9 +157,9 @@ class Store:
         self._open_part(path.name)
 
     def _finish_part(self) -> None:
-        assert self._open is not None
-        self._open.close()
-        self._open = None
+        part, self._open = self._open, None  # first: its files are closed whatever becomes of the rest
+        if part is not None:
+            part.close()
 
     # --- What may be seen ---------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from potstill.errors import CacheError
+from potstill.teachers.cache import parts
 from potstill.teachers.cache import store as stores
 from potstill.teachers.cache.folders import damage, find, remove, told, unused
 from potstill.teachers.cache.parts import RECORD, Part, Writer
@@ -131,6 +132,31 @@ def test_what_a_disk_refuses_leaves_all_before_it(tmp_path: Path, monkeypatch: p
     store.close()
     assert list(damage(tmp_path)) == []
     assert len(Store(tmp_path, KEY, "two")) == 5
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_part_that_cannot_be_finished_is_read_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool
+) -> None:
+    """On a disk with room for rows and none for what is written of them at the end; ``full``: when the part is."""
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(parts, "write_text", refuse)
+    store = filled(tmp_path, 3)
+    if full:
+        monkeypatch.setattr(stores, "MAX_ROWS", 4)
+        with pytest.raises(OSError, match="No space"):
+            store.add(row(3)[0], row(3)[1], positions=1, seconds=0)
+        assert not store.can_write
+        store.add(row(4)[0], row(4)[1], positions=1, seconds=0)  # to no file that is closed
+    store.close()
+    count = 4 if full else 3
+    for opened in (store, Store(tmp_path, KEY, "two")):
+        assert [has(opened, at) for at in range(5)] == [at < count for at in range(5)]
+    assert list(damage(tmp_path)) == []
+    assert told(tmp_path).unfinished_parts == 1
 
 
 def test_a_write_that_is_cut_short_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
