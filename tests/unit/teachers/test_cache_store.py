@@ -118,9 +118,9 @@ def test_what_a_disk_refuses_leaves_all_before_it(tmp_path: Path, monkeypatch: p
     whole = os.pwrite
 
     def half(descriptor: int, data: Any, at: int) -> int:
-        if len(data) > 20:
+        if len(data) == 50:  # what is left of the row
             raise OSError(errno.ENOSPC, "No space left on device")
-        return whole(descriptor, data, at)
+        return whole(descriptor, data[:10], at)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", half)
@@ -131,6 +131,7 @@ def test_what_a_disk_refuses_leaves_all_before_it(tmp_path: Path, monkeypatch: p
     assert [has(store, at) for at in range(8)] == [True] * 5 + [False] * 3
     store.close()
     assert list(damage(tmp_path)) == []
+    assert next(tmp_path.glob("*.rows")).stat().st_size == sum(len(row(at)[1]) for at in range(5))
     assert len(Store(tmp_path, KEY, "two")) == 5
 
 
@@ -184,6 +185,14 @@ def test_a_run_that_goes_on_sees_what_it_saw(tmp_path: Path) -> None:
     resumed.add(row(5)[0], row(5)[1], positions=1, seconds=0)
     assert has(resumed, 5)
     assert has(Store(tmp_path, KEY, "later"), 6)
+
+
+def test_what_a_checkpoint_speaks_of_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, synced = filled(tmp_path, 3), []
+    whole = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(os.fstat(descriptor).st_ino), whole(descriptor)))
+    store.state_dict()
+    assert {file.stat().st_ino for kind in ("rows", "index") for file in tmp_path.glob(f"*.{kind}")} == set(synced)
 
 
 def test_processes_see_each_others_rows_from_the_next_step_on(tmp_path: Path) -> None:
@@ -285,10 +294,11 @@ def test_a_folder_tells_what_is_in_it_and_goes(tmp_path: Path) -> None:
     assert (tmp_path / "else").is_dir()
 
 
-def test_a_missing_file_of_a_finished_part_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", ["rows", "index"])
+def test_a_missing_file_of_a_finished_part_is_told(tmp_path: Path, suffix: str) -> None:
     filled(tmp_path, 3).close()
-    next(tmp_path.glob("*.index")).unlink()
-    assert any("is missing" in line for line in damage(tmp_path))
+    next(tmp_path.glob(f"*.{suffix}")).unlink()
+    assert any(f".{suffix} is missing" in line for line in damage(tmp_path))
 
 
 def test_a_million_rows_are_looked_up_without_reading_them_all(tmp_path: Path) -> None:

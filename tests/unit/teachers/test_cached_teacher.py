@@ -6,7 +6,7 @@ import errno
 import gc
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -351,6 +351,34 @@ def test_each_cache_has_a_folder_and_each_difference_another(folder: Path) -> No
     others.append(place())
     assert len({one, *others}) == 8
     assert all(name.startswith("teacher-") for name in others)
+
+
+def test_all_that_a_row_depends_on_beside_its_tokens_is_in_its_key(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of these changes what is read or what it means, so no two have a key in common."""
+
+    def key(change: Mapping[str, Any] = {}, *, held: Mapping[str, Any] = {}, **settings: Any) -> dict[str, Any]:
+        own = made(folder, **settings)
+        teacher = own.stage.teacher.model_copy(update=dict(held))  # type: ignore[union-attr]
+        of = replace(caches(folder, own), stage=own.stage.model_copy(update={"teacher": teacher}), **change)
+        return of.key_of(of.stage.streams[0], of.form_of(of.stage.streams[0]))
+
+    teaching = caches(folder, made(folder)).teaching
+    float32 = Runtime(torch.device("cpu"), torch.float32)
+    keys = [key(signal=signal) for signal in ("logits", "top_k", "sampled")]
+    warmer = recipe.ForwardKL(temperature=2.0)
+    keys += [key(signal={"name": name, "temperature": 2.0}, divergence=warmer) for name in ("top_k", "sampled")]
+    keys += [key({"seed": 2}, signal="sampled")]
+    keys += [key({"runtime": float32}), key({"teaching": replace(teaching, vocab_size=tiny.VOCAB - 1)})]
+    keys += [key(held={"dtype": "bfloat16"}), key(held={"quantise": "int8"})]
+    monkeypatch.setattr(caching, "VERSION", caching.VERSION + 1)
+    keys += [key()]
+    with (folder / "teacher" / "tokenizer_config.json").open("a") as file:
+        file.write(" ")
+    keys += [key()]
+    assert all(one != other for at, one in enumerate(keys) for other in keys[:at])
+    assert key(held={"device": "cpu"}) == keys[-1]  # where it is held changes nothing
 
 
 def test_a_base_is_known_by_its_bits_and_a_hub_model_by_its_revision(folder: Path) -> None:
