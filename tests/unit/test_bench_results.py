@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bench import __main__ as command
-from bench import measuring, results
+from bench import measuring, results, scaling
 from bench.measuring import Effort, LeftOut
 from bench.results import Result
 
@@ -149,6 +150,17 @@ def test_a_quick_run_keeps_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 def test_an_unknown_benchmark_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="no benchmark B9: choose from B1"):
         ran(monkeypatch, tmp_path, {"B1": STEP}, "--only", "b1,b9")
+
+
+# --- Growth ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.0])
+def test_an_exponent_is_the_power_that_a_figure_grows_with(power: float) -> None:
+    at = [1_000, 2_000, 16_000]
+    assert scaling.exponent(at, [3 * x**power for x in at]) == pytest.approx(power, abs=1e-12)
+    disturbed = [3 * x**power * times for x, times in zip(at, (1.1, 1.0, 0.8), strict=True)]
+    assert scaling.exponent(at, disturbed) == pytest.approx(np.polyfit(np.log(at), np.log(disturbed), 1)[0])
 
 
 # --- Measuring --------------------------------------------------------------------------------------------------------

@@ -146,12 +146,17 @@ class Writer:
         os.fsync(self._index)
 
     def close(self) -> None:
-        """Finish the part: cut off what no record speaks of, and write down what it is. An empty one goes."""
-        os.ftruncate(self._rows, self.end)
-        os.ftruncate(self._index, self.count * RECORD.itemsize)
-        self.sync()
-        os.close(self._rows)
-        os.close(self._index)
+        """Finish the part: cut off what no record speaks of, and write down what it is. An empty one goes.
+
+        Raises: OSError where the disk refuses; both files are closed all the same, and can be read.
+        """
+        try:
+            os.ftruncate(self._rows, self.end)
+            os.ftruncate(self._index, self.count * RECORD.itemsize)
+            self.sync()
+        finally:
+            os.close(self._rows)
+            os.close(self._index)
         files = {suffix: self.path.with_suffix(f".{suffix}") for suffix in ("rows", "index")}
         if self.count == 0:
             for file in files.values():

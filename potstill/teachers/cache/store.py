@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -66,6 +67,7 @@ class Store:
         self._high: NDArray[Any] = np.empty(0, "<u8")  # of _sorted, in one piece: a search would copy it each time
         self._new: dict[bytes, tuple[int, int]] = {}
         self._charged: set[tuple[int, int]] = set()
+        self._writers = {writer}  # of this run: it has another each time that it goes on from a checkpoint
         for index in sorted(folder.glob("*.index")):
             self._open_part(index.stem)
         self._show({})
@@ -87,7 +89,7 @@ class Store:
     def charge(self, digest: bytes) -> float:
         """Seconds that a teacher took for a row before this run; 0 for one of this run, and the second time."""
         found = self._find(digest)
-        if found is None or found in self._charged or self._parts[found[0]].name.startswith(f"{self.writer}-"):
+        if found is None or found in self._charged or _writer_of(self._parts[found[0]].name) in self._writers:
             return 0.0
         self._charged.add(found)
         return float(self._parts[found[0]].records[found[1]]["microseconds"]) / 1e6
@@ -123,25 +125,28 @@ class Store:
         if self._failed:
             return
         try:
-            if self._open is None:
-                self._begin()
-            assert self._open is not None
-            self._open.add(digest, row, positions=positions, step=self._step, microseconds=round(seconds * 1e6))
+            self._add(digest, row, positions, seconds)
         except OSError:
             self._failed = True
             raise
+
+    def close(self) -> None:
+        """Finish what is being written. Where the disk refuses, it stays unfinished, and is read all the same."""
+        with suppress(OSError):
+            self._finish_part()
+
+    def _add(self, digest: bytes, row: bytes, positions: int, seconds: float) -> None:
+        if self._open is None:
+            self._begin()
+        assert self._open is not None
+        self._open.add(digest, row, positions=positions, step=self._step, microseconds=round(seconds * 1e6))
         part = self._places[self._open.path.name]
         self._parts[part].refresh()
         self._new[digest] = (part, self._open.count - 1)
         self._visible[self._parts[part].name] = self._open.count
-        if self._open.end >= self._max_bytes or self._open.count >= MAX_ROWS:
-            self._finish_part()
         if len(self._new) >= MERGE:
             self._merge()
-
-    def close(self) -> None:
-        """Finish what is being written."""
-        if self._open is not None:
+        if self._open.end >= self._max_bytes or self._open.count >= MAX_ROWS:
             self._finish_part()
 
     def _begin(self) -> None:
@@ -152,9 +157,9 @@ class Store:
         self._open_part(path.name)
 
     def _finish_part(self) -> None:
-        assert self._open is not None
-        self._open.close()
-        self._open = None
+        part, self._open = self._open, None  # first: its files are closed whatever becomes of the rest
+        if part is not None:
+            part.close()
 
     # --- What may be seen ---------------------------------------------------------------------------------------------
 
@@ -164,11 +169,13 @@ class Store:
             self._open.sync()
         self._look_around(self._step + 1)
         charged = [(self._parts[part].name, row) for part, row in self._charged]
-        return {"visible": dict(self._visible), "step": self._step, "charged": charged}
+        told = {"visible": dict(self._visible), "step": self._step, "charged": charged}
+        return told | {"writers": sorted(self._writers)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See what was seen when the state was taken, and nothing that was written since."""
         self._step = state["step"]
+        self._writers |= set(state["writers"])
         self._charged = {(self._places[name], row) for name, row in state["charged"] if name in self._places}
         self._show({name: state["visible"].get(name, 0) for name in self._places})
 
@@ -218,6 +225,11 @@ class Store:
 def new_writer() -> str:
     """A name that no other run has for what it writes."""
     return token_hex(6)
+
+
+def _writer_of(part: str) -> str:
+    """Who wrote a part, by its name."""
+    return part.rsplit("-", 2)[0]
 
 
 def _locations(records: NDArray[Any], part: int) -> NDArray[Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,9 @@ from torch import nn
 from potstill.checks.planning import memory
 from potstill.checks.planning.budget import Cost, checkpoints, cost_of, steps_in, validations
 from potstill.checks.planning.lengths import fed
+from potstill.checks.planning.measured import Measured
 from potstill.checks.planning.pace import Pace, Writing, batch_sizes
+from potstill.checks.planning.predicted import predicted
 from potstill.checks.planning.probe import Probed, Taken, less_writing, line, mixed, parts_of, updates_of
 from potstill.checks.planning.told import duration
 from potstill.data.examples import Tokenised
@@ -212,3 +216,123 @@ def test_durations(seconds: float, said: str) -> None:
 def test_a_budget_of_more_steps_than_were_looked_at_is_their_mean() -> None:
     steps = steps_in(Budget(seconds=1e6), COSTS, batch_size=1, examples_per_epoch=1)
     assert math.isclose(cost_of(steps, COSTS).seconds, 1e6, rel_tol=1e-5)
+
+
+# --- A whole plan -----------------------------------------------------------------------------------------------------
+
+READING, EVERY = 0.5, 3  # seconds of a position; steps between checkpoints
+SECONDS = {"set_up": 11.0, "student": 3.0, "export": 5.0, "checkpoint": 7.0, "teacher_text": 6.0}
+WEIGHTS = {"student": 1000, "teacher": 4000}
+
+
+def measured(method: str = "kd", **settings: Any) -> Measured:
+    """What might have been seen of a stage: a teacher that takes four times as long as its student at everything."""
+    own = {
+        "checkpoint": {"every": EVERY, "best_by": "rouge_l"},
+        "budget": {"steps": 7},
+        "batch": 2,
+        "student": "small",
+        "baseline": "equal_time_sft",
+    }
+    evaluation = {"batch_size": 2, "max_examples": 3, "generate_examples": 3, "max_new_tokens": 10}
+    made = load(method, own | {"evaluation": evaluation} | settings, methods=METHODS)
+    head = SimpleNamespace(weight=torch.zeros(50, 8))
+    teaching = SimpleNamespace(teacher=SimpleNamespace(family=SimpleNamespace(head=head)))
+    rows = {
+        "train": [row(2, 2)] * 40,
+        "validation": [row(1, 3), row(2, 4)],
+        "heldout": [row(3, 4), row(5, 1), row(2, 9)],
+    }
+    bench = SimpleNamespace(
+        recipe=made,
+        data=SimpleNamespace(**rows, views={}),
+        teaching=teaching,
+        runtime=SimpleNamespace(device=torch.device("cpu")),
+    )
+    paces = [
+        Pace(times * READING, {2: Writing(times, times), 1: Writing(0.0, times)}, Writing(2 * times, times))
+        for times in (1.0, 4.0)
+    ]
+    steps = Probed((Cost(2.0, 100.0, 10),), (taken(2.0, 0),), (70, 70), 300, 10, 400, 800, 800)
+    alone = Probed((Cost(1.0, 50.0, 10),), (taken(1.0, 0),), (), 1, 1, 1, 1, 1)
+    peaks = SimpleNamespace(exact=True, bytes=dict.fromkeys(("setting_up", "measuring", "training", "saving"), 20_000))
+    return Measured(
+        bench=bench,  # type: ignore[arg-type]
+        joined=True,
+        parameters={},
+        training=steps,
+        baseline=alone,
+        teacher=paces[1],
+        student=paces[0],
+        seconds=SECONDS,
+        weights=WEIGHTS,
+        loss_head=600,
+        interpreter=9000,
+        peaks=peaks,  # type: ignore[arg-type]
+        checkpoint_bytes=100,
+        student_bytes=60,
+    )
+
+
+def test_the_seconds_of_a_run_are_what_it_does_times_what_each_takes() -> None:
+    """Summed by hand: 7 steps with checkpoints at 3, 6 and 7, and the same time for the baseline, in 14 steps."""
+    plan = predicted(measured(), 1.0)
+    # Two batches are read, of 2 x 7 and 11 positions; answered greedily and by sampling; sampled for the panel, and
+    # those samples and the teacher's read by both models.
+    positions, read_twice = 2 * 7 + 11, 2 * (3 + 5 + 2 + 3 * 10)
+    answering = (1 + 10) + 10
+    panel = 2 + 10
+    student = READING * positions + 2 * answering + panel + read_twice * (READING + 4 * READING)
+    teacher = 4 * (READING * positions + 2 * answering + panel) + read_twice * 4 * READING
+    validation = READING * 2 * 6 + (1 + 10)  # and answered, for the best student is chosen by its answers
+    assert plan.seconds == pytest.approx(
+        {
+            "set_up": 11.0,
+            "measuring_teacher": teacher,
+            "measuring_untouched": student,
+            "training": 7 * 2.0,
+            "validations": 4 * validation + 4 * READING * 2 * 6,  # the teacher reads them once
+            "checkpoints": 3 * 7.0,
+            "measuring_student": 5.0 + student,
+            "baseline_training": 14 * 1.0,
+            "baseline_beside": 3.0 + 6 * validation + 5 * 7.0 + 5.0 + student,
+        }
+    )
+    assert (plan.steps, plan.baseline_steps, plan.flops) == (7, 14, 700.0)
+
+
+def test_the_baseline_has_the_time_that_writing_took_as_well() -> None:
+    """40 prompts; of those 16 were written to, as many as the steps of a plan can use."""
+    plan = predicted(measured("seqkd", budget={"epochs": 2.0}), 1.0)
+    assert plan.steps == 40
+    assert plan.seconds["teacher_text"] == pytest.approx(6.0 * 40 / 16)
+    assert plan.baseline_steps == 40 * 2 + 15
+
+
+def test_the_bytes_of_a_run() -> None:
+    plan = predicted(measured(), 1.0)
+    states = (2 * 4 + 2 * 4 + 9) * 8 * 4  # of validation and held-out responses, padded; float32
+    tried = (4 + 2 * 4) * 8 * 4  # of the first held-out row, and of the first batch of them
+    counted = 9000 + 1000 + 4000 + 400 + 800 + 300 + 600
+    assert plan.memory == {
+        "interpreter": 9000,
+        **WEIGHTS,
+        "gradients": 400,
+        "optimizer": 800,
+        "activations": 300,
+        "loss_head": 600,
+        "remembered_states": states,
+        "other": 20_000 - counted - tried,
+        "growth": 0,
+    }
+    more = 20_000 + states - tried
+    after = more - 800 + 1000  # the optimizer is gone, and the exported student there
+    assert plan.peaks == {
+        "setting_up": 20_000,
+        "measuring": more,
+        "training": more,
+        "saving": more,
+        "measuring_student": after,
+        "baseline": after + 1000,
+    }
+    assert plan.disk == {"checkpoints": 3 * 100, "student": 60, "baseline": 3 * 100 + 60}

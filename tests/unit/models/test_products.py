@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -188,3 +189,111 @@ def test_no_more_is_copied_than_is_allowed(monkeypatch: pytest.MonkeyPatch) -> N
     decoder.admit([[1, 2], [3, 4]])
     decoder.step(torch.tensor([5, 6]))
     assert copied == []
+
+
+def decoded(model: Any, steps: int = 3) -> torch.Tensor:
+    """What a decoder of its own says after some tokens, [2, vocab]."""
+    decoder = CausalDecoder(Causal(model), 2, 2 + steps)
+    decoder.admit([[1, 2], [3, 4]])
+    return [decoder.step(torch.tensor([5, 6])) for _ in range(steps)][-1]
+
+
+def replaced(model: nn.Module) -> list[str]:
+    """The modules that have a forward of their own."""
+    return [name for name, module in model.named_modules() if "forward" in vars(module)]
+
+
+@pytest.mark.parametrize("make", [tiny.llama, tiny.gpt2])
+def test_a_model_that_has_learned_since_is_read_anew(
+    make: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the next decoder: copies are of one decoder alone, and a model in training has others at every rollout."""
+    model = make(3)
+    monkeypatch.setattr(products, "PACKED_FROM", 1)
+    before = decoded(model)
+    assert replaced(model) == []
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+    after = decoded(model)
+    monkeypatch.setattr(products, "PACKED_FROM", 100)
+    torch.testing.assert_close(after, decoded(model), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(after, before, rtol=1e-2)
+
+
+def test_a_model_whose_reading_fails_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.llama(3)
+    monkeypatch.setattr(products, "PACKED_FROM", 1)
+    model.model.layers[1].register_forward_hook(lambda _, args, __: 1 / 0 if args[0].shape[1] == 1 else None)
+    with pytest.raises(ZeroDivisionError):
+        decoded(model)
+    assert replaced(model) == []
+
+
+def test_what_has_a_forward_of_its_own_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As accelerate gives to what is kept on the disk."""
+    model, calls = tiny.llama(3), []
+    monkeypatch.setattr(products, "PACKED_FROM", 1)
+    module = model.model.layers[0].mlp.up_proj
+
+    def own(rows: torch.Tensor) -> torch.Tensor:
+        calls.append(rows.shape[1])
+        return F.linear(rows, module.weight)
+
+    module.forward = own
+    decoded(model, 3)
+    assert calls == [2, 1, 1, 1]
+    assert module.forward is own
+
+
+def test_a_copied_matrix_is_kept_as_long_as_its_copy() -> None:
+    """Copies go by where their matrices are, and another one may come to the same place."""
+    copies, weight = products._Copies(), nn.Parameter(drawn(16, 64, dtype=torch.float32))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert copies.of(weight, drawn(4, 64, dtype=torch.float32))
+    seen = weakref.ref(weight)
+    del weight
+    assert seen() is not None
+
+
+def test_copies_take_as_many_bytes_as_they_may_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of 16 x 64 in two bytes; what there was room for stays."""
+    monkeypatch.setattr(products, "COPY_BYTES", 3 * 16 * 64 * 2)
+    copies, rows = products._Copies(), drawn(4, 64, dtype=torch.float32)
+    weights = [nn.Parameter(drawn(16, 64, dtype=torch.float32)) for _ in range(5)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for _ in range(2):
+            assert [copies.of(weight, rows) is not None for weight in weights] == [True] * 3 + [False] * 2
+
+
+def test_a_copy_is_of_one_dtype_and_of_a_parameter() -> None:
+    """What is made anew at every token would be kept for nothing, and a narrow copy is not for wide rows."""
+    copies, rows = products._Copies(), drawn(4, 64, dtype=torch.float32)
+    weight = nn.Parameter(drawn(16, 64, dtype=torch.float32))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert copies.of(weight, rows)
+        assert copies.of(weight * 1, rows) is None
+    assert copies.of(weight, rows) is None
+
+
+def test_nothing_is_copied_for_a_few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, copied = tiny.llama(3), counted_packing(monkeypatch)
+    decoded(model, products.PACKED_FROM - 1)
+    assert copied == []
+
+
+def test_a_layer_that_does_more_than_multiply_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an adapter's does."""
+
+    class Doubled(nn.Linear):
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(rows)
+
+    model = tiny.llama(3)
+    plain = decoded(model)
+    for layer in model.model.layers:
+        layer.mlp.up_proj.__class__ = Doubled
+    usual = decoded(model)
+    monkeypatch.setattr(products, "PACKED_FROM", 1)
+    torch.testing.assert_close(decoded(model), usual, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(usual, plain, rtol=1e-2)

@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 
 from potstill.objectives import forward_kl, reverse_kl, sparse
-from potstill.teachers.cache.forms import STEPS_PER_NAT, DrawsForm, Form, LogitsForm, StatesForm, TopKForm, bits_for
+from potstill.teachers.cache.forms import (
+    STEPS_PER_NAT,
+    DrawsForm,
+    Form,
+    LogitsForm,
+    StatesForm,
+    TopKForm,
+    bits_for,
+    coded,
+    decoded,
+)
 from potstill.types import Dense, Head, Live, Sampled, TeacherSignal, TopK
 
 VOCABULARIES = [
@@ -62,6 +72,29 @@ def test_a_confident_top_k_is_still_a_distribution_and_no_divergence_of_it_is_in
     whole = there_and_back(TopKForm(5, 1.0, 5), sparse.top_k(sharp, 5), 1)  # nothing is left: the tail has no mass
     assert isinstance(whole, TopK)
     assert whole.log_tail_mass.isneginf().all()
+
+
+def test_a_log_probability_is_rounded_to_the_nearest_step() -> None:
+    said = torch.linspace(-31.9, 0, 9_999, dtype=torch.float64)
+    back = torch.from_numpy(decoded(coded(said))).double()
+    assert (back - said).abs().max() <= 0.5 / STEPS_PER_NAT + 32 * 2**-24  # and that of float32 at -32
+
+
+def test_the_temperature_of_what_was_said_comes_back() -> None:
+    """An objective of another one refuses it."""
+    scores = logits(4, 300)
+    top = there_and_back(TopKForm(5, 2.0, 300), sparse.top_k(scores, 5, temperature=2.0), 4)
+    drawn = there_and_back(DrawsForm(5, 2.0, 300, seed=1), sparse.draw(scores, 5, temperature=2.0), 4)
+    for said in (top, drawn):
+        assert isinstance(said, TopK | Sampled)
+        assert said.temperature == 2.0
+
+
+def test_forms_of_other_bytes_have_other_settings() -> None:
+    dtypes = (torch.float32, torch.float64)
+    assert len({str(LogitsForm(11, dtype).settings) for dtype in dtypes}) == 2
+    assert len({str(StatesForm(head(), dtype, torch.float64).settings) for dtype in dtypes}) == 2
+    assert len({str(StatesForm(head(hidden=width), *dtypes).settings) for width in (6, 8)}) == 2
 
 
 @pytest.mark.parametrize("vocab", VOCABULARIES)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from potstill.errors import CacheError
+from potstill.teachers.cache import parts
 from potstill.teachers.cache import store as stores
 from potstill.teachers.cache.folders import damage, find, remove, told, unused
 from potstill.teachers.cache.parts import RECORD, Part, Writer
@@ -117,9 +118,9 @@ def test_what_a_disk_refuses_leaves_all_before_it(tmp_path: Path, monkeypatch: p
     whole = os.pwrite
 
     def half(descriptor: int, data: Any, at: int) -> int:
-        if len(data) > 20:
+        if len(data) == 50:  # what is left of the row
             raise OSError(errno.ENOSPC, "No space left on device")
-        return whole(descriptor, data, at)
+        return whole(descriptor, data[:10], at)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", half)
@@ -130,7 +131,33 @@ def test_what_a_disk_refuses_leaves_all_before_it(tmp_path: Path, monkeypatch: p
     assert [has(store, at) for at in range(8)] == [True] * 5 + [False] * 3
     store.close()
     assert list(damage(tmp_path)) == []
+    assert next(tmp_path.glob("*.rows")).stat().st_size == sum(len(row(at)[1]) for at in range(5))
     assert len(Store(tmp_path, KEY, "two")) == 5
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_part_that_cannot_be_finished_is_read_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool
+) -> None:
+    """On a disk with room for rows and none for what is written of them at the end; ``full``: when the part is."""
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(parts, "write_text", refuse)
+    store = filled(tmp_path, 3)
+    if full:
+        monkeypatch.setattr(stores, "MAX_ROWS", 4)
+        with pytest.raises(OSError, match="No space"):
+            store.add(row(3)[0], row(3)[1], positions=1, seconds=0)
+        assert not store.can_write
+        store.add(row(4)[0], row(4)[1], positions=1, seconds=0)  # to no file that is closed
+    store.close()
+    count = 4 if full else 3
+    for opened in (store, Store(tmp_path, KEY, "two")):
+        assert [has(opened, at) for at in range(5)] == [at < count for at in range(5)]
+    assert list(damage(tmp_path)) == []
+    assert told(tmp_path).unfinished_parts == 1
 
 
 def test_a_write_that_is_cut_short_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,6 +185,14 @@ def test_a_run_that_goes_on_sees_what_it_saw(tmp_path: Path) -> None:
     resumed.add(row(5)[0], row(5)[1], positions=1, seconds=0)
     assert has(resumed, 5)
     assert has(Store(tmp_path, KEY, "later"), 6)
+
+
+def test_what_a_checkpoint_speaks_of_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, synced = filled(tmp_path, 3), []
+    whole = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(os.fstat(descriptor).st_ino), whole(descriptor)))
+    store.state_dict()
+    assert {file.stat().st_ino for kind in ("rows", "index") for file in tmp_path.glob(f"*.{kind}")} == set(synced)
 
 
 def test_processes_see_each_others_rows_from_the_next_step_on(tmp_path: Path) -> None:
@@ -189,6 +224,21 @@ def test_what_was_there_before_is_charged_once(tmp_path: Path) -> None:
     again = Store(tmp_path, KEY, "three")
     again.load_state_dict(store.state_dict())
     assert [again.charge(row(at)[0]) for at in (0, 2)] == [0, 0.5]
+
+
+def test_what_a_run_has_asked_itself_is_not_charged_after_it_was_killed(tmp_path: Path) -> None:
+    """Asking is in its seconds already, and what it writes has another name each time that it goes on."""
+    filled(tmp_path, 2, "earlier").close()
+    state: dict[str, Any] = {}
+    for at, name in enumerate(("begun", "resumed", "again"), start=2):
+        store = Store(tmp_path, KEY, name)
+        if state:
+            store.load_state_dict(state)
+        store.add(row(at)[0], row(at)[1], positions=1, seconds=7.0)
+        state = store.state_dict()
+    last = Store(tmp_path, KEY, "last")
+    last.load_state_dict(state)
+    assert [last.charge(row(at)[0]) for at in range(5)] == [0.5, 0.5, 0, 0, 0]
 
 
 def test_another_key_is_refused_by_what_differs(tmp_path: Path) -> None:
@@ -244,10 +294,11 @@ def test_a_folder_tells_what_is_in_it_and_goes(tmp_path: Path) -> None:
     assert (tmp_path / "else").is_dir()
 
 
-def test_a_missing_file_of_a_finished_part_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", ["rows", "index"])
+def test_a_missing_file_of_a_finished_part_is_told(tmp_path: Path, suffix: str) -> None:
     filled(tmp_path, 3).close()
-    next(tmp_path.glob("*.index")).unlink()
-    assert any("is missing" in line for line in damage(tmp_path))
+    next(tmp_path.glob(f"*.{suffix}")).unlink()
+    assert any(f".{suffix} is missing" in line for line in damage(tmp_path))
 
 
 def test_a_million_rows_are_looked_up_without_reading_them_all(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import errno
 import gc
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,14 +15,15 @@ from typing import Any
 import pytest
 import torch
 
-from potstill import caching, recipe, recipes
+from potstill import caching, recipe, recipes, stage
 from potstill.assembly import Teaching
 from potstill.caching import Caches, comes_again, estimate
 from potstill.errors import CacheError
 from potstill.models.families import Family, family_of
+from potstill.run import Run
 from potstill.sources.dataset import DatasetSource, batches
 from potstill.sources.source import Share
-from potstill.teachers.cache.cached import CachedTeacher, rows_of
+from potstill.teachers.cache.cached import CachedTeacher, Count, rows_of
 from potstill.teachers.cache.forms import DrawsForm, Form, LogitsForm, StatesForm, TopKForm
 from potstill.teachers.cache.store import Store
 from potstill.teachers.digests import digest_of, digests_of
@@ -156,7 +157,7 @@ def test_another_run_reads_what_this_one_has_asked(tmp_path: Path) -> None:
     second, counting, _ = behind(tmp_path, "top_k")
     assert torch.equal(dense(second.signal(batch)), dense(said))
     assert counting.asked == []
-    assert second.count.others_seconds > 0
+    assert 0 < second.count.others_seconds <= first.count.seconds  # of each row its share
     assert first.count.others_seconds == 0
 
 
@@ -190,6 +191,7 @@ def test_what_a_student_writes_is_kept_apart_or_not_at_all(tmp_path: Path) -> No
     for _ in range(2):
         cached.signal(replace(batch, again="never"))
     assert (len(counting.asked), len(cached.store), len(buffer)) == (8, 0, 0)
+    assert cached.count.asked_tokens == 2 * batch.num_tokens
     for _ in range(2):
         cached.signal(replace(batch, again="in_this_run"))
     assert (len(counting.asked), len(cached.store), len(buffer)) == (12, 0, 4)
@@ -197,6 +199,30 @@ def test_what_a_student_writes_is_kept_apart_or_not_at_all(tmp_path: Path) -> No
     for _ in range(2):
         without.signal(replace(batch, again="in_this_run"))
     assert (len(counting.asked), len(without.store)) == (8, 0)
+
+
+def test_a_run_that_goes_on_has_its_counts_and_sees_what_it_saw_of_both_stores(tmp_path: Path) -> None:
+    def begun(writer: str) -> tuple[CachedTeacher, Counting]:
+        buffer = Store(tmp_path / "buffer", {"form": "states"}, writer)
+        cached, counting, _ = behind(tmp_path / "shared", "states", buffer=buffer)
+        return cached, counting
+
+    batch = tiny.batch(LENGTHS)
+    first, second = rows_of(batch, [0, 1]), rows_of(batch, [2, 3])
+    killed, _ = begun("killed")
+    for again in ("anywhere", "in_this_run"):
+        killed.signal(replace(first, again=again))
+    state = killed.state_dict()
+    for again in ("anywhere", "in_this_run"):
+        killed.signal(replace(second, again=again))
+    resumed, counting = begun("resumed")
+    resumed.load_state_dict(state)
+    assert resumed.count == Count(**state["count"])
+    assert (resumed.count.asked, resumed.count.asked_tokens) == (4, 2 * first.num_tokens)
+    for again in ("anywhere", "in_this_run"):
+        resumed.signal(replace(batch, again=again))
+    assert counting.asked == 2 * [batch.example_ids[at] for at in (2, 3)]
+    assert resumed.count.others_seconds == 0
 
 
 def test_a_full_disk_is_told_once_and_training_goes_on(
@@ -242,6 +268,7 @@ def test_a_teacher_that_is_let_go_leaves_memory_and_comes_back(tmp_path: Path) -
     assert loads == []
     assert torch.equal(teacher.signal(batch).hidden, expected)
     assert (loads, teacher.is_loaded) == ([1], True)
+    assert teacher.head_on(torch.device("cpu")).weight is teacher.family.head.weight  # and the old one is gone
     assert not any(p.requires_grad for p in teacher.family.parameters())
     assert not teacher.family.training
 
@@ -353,6 +380,34 @@ def test_each_cache_has_a_folder_and_each_difference_another(folder: Path) -> No
     assert all(name.startswith("teacher-") for name in others)
 
 
+def test_all_that_a_row_depends_on_beside_its_tokens_is_in_its_key(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of these changes what is read or what it means, so no two have a key in common."""
+
+    def key(change: Mapping[str, Any] = {}, *, held: Mapping[str, Any] = {}, **settings: Any) -> dict[str, Any]:
+        own = made(folder, **settings)
+        teacher = own.stage.teacher.model_copy(update=dict(held))  # type: ignore[union-attr]
+        of = replace(caches(folder, own), stage=own.stage.model_copy(update={"teacher": teacher}), **change)
+        return of.key_of(of.stage.streams[0], of.form_of(of.stage.streams[0]))
+
+    teaching = caches(folder, made(folder)).teaching
+    float32 = Runtime(torch.device("cpu"), torch.float32)
+    keys = [key(signal=signal) for signal in ("logits", "top_k", "sampled")]
+    warmer = recipe.ForwardKL(temperature=2.0)
+    keys += [key(signal={"name": name, "temperature": 2.0}, divergence=warmer) for name in ("top_k", "sampled")]
+    keys += [key({"seed": 2}, signal="sampled")]
+    keys += [key({"runtime": float32}), key({"teaching": replace(teaching, vocab_size=tiny.VOCAB - 1)})]
+    keys += [key(held={"dtype": "bfloat16"}), key(held={"quantise": "int8"})]
+    monkeypatch.setattr(caching, "VERSION", caching.VERSION + 1)
+    keys += [key()]
+    with (folder / "teacher" / "tokenizer_config.json").open("a") as file:
+        file.write(" ")
+    keys += [key()]
+    assert all(one != other for at, one in enumerate(keys) for other in keys[:at])
+    assert key(held={"device": "cpu"}) == keys[-1]  # where it is held changes nothing
+
+
 def test_a_base_is_known_by_its_bits_and_a_hub_model_by_its_revision(folder: Path) -> None:
     stage = made(folder).stage
 
@@ -404,6 +459,25 @@ def test_the_estimate_of_bytes_is_about_what_is_written(tmp_path: Path, form: st
     else:
         assert size == pytest.approx(expected, rel=1e-9)
     assert estimate(cached.form, rows, len(rows)) == 0
+
+
+def test_an_estimate_goes_by_lengths_from_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of rows that become longer, or are sorted, the first ones would say too little."""
+    monkeypatch.setattr(caching, "SAMPLE", 10)
+    (short, *_), form = rollouts.rows(), LogitsForm(tiny.VOCAB, DOUBLE)
+    rows = [replace(short, response_ids=(1,) * length) for length in range(1, 101)]
+    exact = 100 * caching.RECORD.itemsize + form.bytes_per_token * sum(range(1, 101))
+    assert estimate(form, rows) == pytest.approx(exact, rel=0.1)
+    assert estimate(form, rows, 40) == pytest.approx(0.6 * exact, rel=0.1)
+
+
+def test_a_fine_tuned_student_is_given_what_its_teachers_rows_took_as_well(tmp_path: Path) -> None:
+    """Its budget is the student's training, the writing of its text, and what was asked before the run."""
+    made = recipes.kd().model_copy(update={"baseline": "equal_time_sft"})
+    bench = SimpleNamespace(recipe=made, run=Run(tmp_path), runtime=Runtime(torch.device("cpu"), DOUBLE))
+    bench.run.write("cost", {"training_s": 8.0, "teacher_text_s": 4.0, "teacher_cache_s": 2.0})
+    _, baseline = stage._trainings(bench)  # type: ignore[arg-type]
+    assert baseline.stage.budget == recipe.Budget(seconds=14.0)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
