@@ -168,10 +168,18 @@ def shared_vocabulary_of(stage: schema.Stage, tokenizer: Any, allow_remote_code:
         try:
             found.append(_shared_with(teacher, stage, tokenizer, allow_remote_code))
         except TeacherError as error:
-            if name is None:
-                raise
-            raise TeacherError(f"teachers.{name}, {model_of(stage, teacher)[0]}: {error.cause}", error.fix) from None
+            asked = model_of(stage, teacher)[0]
+            cause = error.cause if name is None else f"teachers.{name}, {asked}: {error.cause}"
+            raise TeacherError(cause, _cut_from_another(stage, asked) or error.fix) from None
     return min(found, key=lambda shared: (shared.size, not shared.note))
+
+
+def _cut_from_another(stage: schema.Stage, teacher: str) -> str | None:
+    """What to set where a student is cut from a model that is named, and is not the teacher."""
+    source = stage.student.model if isinstance(stage.student, schema.PrunedStudent) else None
+    if source in (None, teacher):
+        return None
+    return f"set student.model={teacher}: the student is cut from student.model, which is {source}"
 
 
 def _shared_with(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from potstill import assembly, streams
 from potstill import recipe as schema
@@ -90,7 +89,7 @@ def _build_stage(
     text = streams.plain_text_of(stage, tokenizer)
     teaching = assembly.load_teaching(stage, tokenizer, runtime, allow_remote_code)
     assert teaching is not None  # a stream that asks nobody is not cacheable
-    caches = Caches(stage, teaching, runtime, Path(), recipe.seed)
+    caches = Caches(stage, teaching, runtime, None, recipe.seed)
     found = []
     try:
         for spec in kept:

@@ -22,7 +22,7 @@ from potstill.run import remove_folder
 from potstill.teachers.cache.cached import CachedTeacher
 from potstill.teachers.cache.forms import DrawsForm, Form, LogitsForm, StatesForm, TopKForm
 from potstill.teachers.cache.parts import RECORD
-from potstill.teachers.cache.store import Store, new_writer
+from potstill.teachers.cache.store import CARD, Store, check_key, new_writer
 from potstill.teachers.local import SignalSource
 from potstill.training.runtime import Runtime
 
@@ -41,7 +41,7 @@ class Caches:
         stage: whose teachers they are.
         teaching: the teachers.
         runtime: the processes.
-        folder: of the run, for what is of no use to others.
+        folder: of the run, for what is of no use to others; None where there is no run.
         seed: of draws.
         root: where caches have folders of their own.
     """
@@ -49,10 +49,19 @@ class Caches:
     stage: schema.Stage
     teaching: Teaching
     runtime: Runtime
-    folder: Path
+    folder: Path | None
     seed: int
     root: Path = FOLDER
+    left_out: dict[str, str] = field(default_factory=dict)  # streams that ask anew each time, and why
     _open: dict[Path, Store] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Refuse folders that are named and have other keys before any work is done. Raises: CacheError."""
+        for spec in (spec for spec in self.stage.streams if not spec.not_cacheable):
+            cache = self.stage.all_teachers[spec.teacher].cache
+            if cache.when != "never" and cache.folder and (Path(cache.folder).expanduser() / CARD).exists():
+                form = self.form_of(spec)
+                check_key(self.folder_of(spec, form), self.key_of(spec, form))
 
     def behind(self, spec: schema.Stream, teacher: SignalSource, rows: Sequence[Tokenised]) -> SignalSource:
         """The teacher of a stream behind its cache; itself where nothing is to be kept.
@@ -64,17 +73,21 @@ class Caches:
         Raises: CacheError for a folder of another key, or a disk that has no room.
         """
         asked = self.stage.all_teachers[spec.teacher]
-        once = asked.cache.when == "auto" and not comes_again(self.stage, len(rows))
-        if asked.cache.when == "never" or spec.not_cacheable or once:
+        if asked.cache.when == "never" or spec.not_cacheable:
+            return teacher
+        if asked.cache.when == "auto" and not comes_again(self.stage, len(rows)):
+            self.left_out[spec.name] = (
+                f"teacher.cache is auto, and this run comes to no row of {spec.name} twice: nothing is kept or read. "
+                "teacher.cache=always does so all the same, for other runs"
+            )
             return teacher
         form = self.form_of(spec)
         key = self.key_of(spec, form)
         store = self._store(self.folder_of(spec, form), key, asked)
         check_room(store, form, rows)
         replays = isinstance(spec.source, schema.ReplaySource)
-        return CachedTeacher(
-            teacher, form, store, buffer=self._store(self.folder / BUFFER, key, asked) if replays else None
-        )
+        buffer = self._store(self.folder / BUFFER, key, asked) if self.folder and replays else None
+        return CachedTeacher(teacher, form, store, buffer=buffer)
 
     def form_of(self, spec: schema.Stream) -> Form:
         """How what a stream's teacher says is kept."""
@@ -121,7 +134,7 @@ class Caches:
 
     def forget_replayed(self) -> None:
         """Remove what was kept for as long as training went on."""
-        if self.runtime.is_main:
+        if self.folder and self.runtime.is_main:
             remove_folder(self.folder / BUFFER)
 
     def _name(self, spec: schema.Stream) -> str:
@@ -182,7 +195,8 @@ def check_room(store: Store, form: Form, rows: Sequence[Tokenised]) -> None:
     missing, free = estimate(form, rows, len(store)), shutil.disk_usage(store.folder).free
     if missing > free - LEAVE_FREE:
         raise CacheError(
-            f"{store.folder} would take about {missing / 1e9:.2f} GB more, and its disk has {free / 1e9:.2f} GB free",
+            f"{store.folder} would take about {_size(missing)} more, and its disk has {_size(free)} free, of which "
+            f"{_size(LEAVE_FREE)} are left",
             "set teacher.cache.folder to another disk, signal to sampled or top_k, or teacher.cache to never",
         )
 
@@ -193,6 +207,10 @@ def estimate(form: Form, rows: Sequence[Tokenised], num_kept: int = 0) -> float:
     lengths = [len(rows[at].response_ids) for at in range(0, len(rows), step)]
     per_row = RECORD.itemsize + form.bytes_per_token * sum(lengths) / max(1, len(lengths))
     return max(0, len(rows) - num_kept) * per_row
+
+
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:,.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
 
 
 def _sha256(key: dict[str, Any]) -> str:

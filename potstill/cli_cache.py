@@ -25,7 +25,7 @@ Folders = Annotated[
 
 @app.command(
     epilog="Examples:\n\n`potstill cache build kd data=rows.jsonl`  and then `potstill train kd data=rows.jsonl "
-    "teacher.cache=auto`\n\n`potstill cache build kd signal=sampled`\n\n"
+    "teacher.cache=always`\n\n`potstill cache build kd signal=sampled`\n\n"
     "`torchrun --nproc-per-node 2 -m potstill cache build my-recipe.yaml`"
 )
 def build(

@@ -66,6 +66,9 @@ def run(recipe: schema.Recipe, run: Run, *, allow_remote_code: bool = False) -> 
             student = _student(bench, training, resume_from)
             parts = _parts(bench, training, student)
             terms = build_terms(parts)
+            if parts.caches:
+                parts.caches.check()
+            _say_padded(bench, training, student)
             _measure_teacher(bench)
             _measure_untouched(bench, training, student, resume_from)
             _check_gate(bench, training)
@@ -169,6 +172,8 @@ def _job(bench: Bench, training: Training, parts: Parts, terms: Sequence[Terms])
     if bench.runtime.is_main:
         for stream in streams:
             _say_kept(stream)
+        for why in parts.caches.left_out.values() if parts.caches else ():
+            say(why)
     return Job(
         stage=stage,
         run=training.run,
@@ -203,6 +208,27 @@ class _Rest:
                 teacher.unload()
 
 
+def _say_padded(bench: Bench, training: Training, student: Student) -> None:
+    """Which models read padded rows although rows are always to be laid end to end, and why."""
+    if training.stage.packing != "always" or training.label != "student_after" or not bench.runtime.is_main:
+        return
+    families = {"the student": student.family} | (
+        {"the teacher": bench.teaching.teacher.family} if bench.teaching else {}
+    )
+    for who, family in families.items():
+        if family.why_padded:
+            say(f"packing is always, and {who} reads padded rows: {family.why_padded}")
+
+
+def _say_read(streams: Sequence[LiveStream]) -> None:
+    """What caches have saved."""
+    for stream in (stream for stream in streams if stream.cache):
+        assert stream.cache is not None
+        count = stream.cache.count
+        told = f"{count.read:,} rows were read and {count.asked:,} asked, in {count.seconds:,.1f} s"
+        say(f"of what the teacher says to {stream.spec.name} {told}")
+
+
 def _say_kept(stream: LiveStream) -> None:
     """Where a teacher's answers are kept, and how many are there."""
     if cache := stream.cache:
@@ -226,6 +252,7 @@ def _finish(bench: Bench, training: Training, state: State, student: Student, st
         _export(bench, best, training.run, student)
         prefix = "" if training.label == "student_after" else "baseline_"
         _add_cost(bench.run, prefix, state, streams)
+        _say_read(streams)
         if not bench.run.eval_file(training.label).exists():
             loaded = load(str(training.run.student), dtype=bench.runtime.student_dtype, device=bench.runtime.device)
             exported = family_of(loaded.model, bench.vocab_size)

@@ -20,7 +20,7 @@ from potstill.types import Batch, Head, StudentOutput
 class Family(nn.Module, ABC):
     """How a model is fed, and where its logits come from.
 
-    ``packing`` is how rows are laid end to end, where they are: see ``pack``.
+    ``packing`` is how rows are laid end to end, where they are, and ``why_padded`` why not: see ``pack``.
     """
 
     def __init__(self, model: Any, vocab_size: int | None = None):
@@ -28,6 +28,7 @@ class Family(nn.Module, ABC):
         self.model = model
         self.vocab_size = vocab_size or model.get_output_embeddings().weight.shape[0]
         self.packing: Packing | None = None
+        self.why_padded: str | None = "it was not asked to"
         self.train(model.training)
 
     @abstractmethod
@@ -307,7 +308,13 @@ def pack(family: Family, wanted: Literal["auto", "always", "never"] = "auto") ->
         wanted: auto: on a CPU, for batches where it saves time. always: on any device, wherever there is padding.
     Returns: why rows stay padded; None where they do not.
     """
-    family.packing = None
+    found = _packing(family, wanted)
+    family.packing, family.why_padded = (None, found) if isinstance(found, str) else (found, None)
+    return family.why_padded
+
+
+def _packing(family: Family, wanted: Literal["auto", "always", "never"]) -> Packing | str:
+    """How a model's rows are laid end to end, or why not."""
     if wanted == "never":
         return "packing is never"
     if not isinstance(family, Causal):
@@ -315,11 +322,7 @@ def pack(family: Family, wanted: Literal["auto", "always", "never"] = "auto") ->
     device = next(family.model.parameters()).device
     if wanted == "auto" and device.type != "cpu":
         return f"packing is auto, and it is on {device.type}"
-    found = packing_of(family.model, always=wanted == "always")
-    if isinstance(found, str):
-        return found
-    family.packing = found
-    return None
+    return packing_of(family.model, always=wanted == "always")
 
 
 @contextmanager

@@ -198,6 +198,13 @@ def test_a_cache_that_was_built_is_read_and_nothing_is_asked(workspace: Path, po
     assert losses(kept) == pytest.approx(losses(live), rel=1e-3)
 
 
+def test_a_build_leaves_nothing_but_the_cache(workspace: Path, potstill: Command) -> None:
+    """Of a method with a replay buffer too, which is kept while a run trains."""
+    before = {file.name for file in workspace.iterdir()}
+    package.build_cache("distillm", **{key: value for key, value in QUICK.items() if key.split(".")[0] != "signal"})
+    assert {file.name for file in workspace.iterdir()} - before == {"caches"}
+
+
 def test_two_processes_build_one_cache(workspace: Path, potstill: Command) -> None:
     arguments = as_arguments({"teacher": "teacher", "student.keep_layers": 2, "data": "rows.jsonl", "dtype": "float32"})
     done = potstill("cache", "build", "kd", *arguments, "--format", "json", processes=2)
@@ -242,6 +249,11 @@ def test_mistakes_are_told_with_the_way_out(workspace: Path, potstill: Command) 
     train("first", **{"teacher.cache": {"when": "auto", "folder": "mine"}})
     with pytest.raises(CacheError, match="states is 'float32', and 'bfloat16' there"):
         train("second", **{"teacher.cache": {"when": "auto", "folder": "mine", "form": "states"}})
+    foreign = {"teacher.cache.when": "auto", "teacher.cache.folder": "mine", "teacher.cache.form": "states"}
+    arguments = as_arguments({key: value for key, value in QUICK.items() if key != "evaluation.leave_out"} | foreign)
+    refused = potstill("train", "kd", *arguments)
+    assert "is the cache of something else" in refused.stderr
+    assert "measuring" not in refused.stderr  # before anything was
     with pytest.raises(ConfigError, match="nothing that it says can be kept"):
         train("third", **{"streams": [{"terms": ["cross_entropy"]}], "teacher.cache": "always"})
     assert not (workspace / "runs" / "second").exists()

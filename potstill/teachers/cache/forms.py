@@ -28,7 +28,8 @@ from potstill.types import Dense, Head, Live, Sampled, TeacherSignal, TopK
 STEPS_PER_NAT = 2047
 NOTHING = 2**16 - 1  # the code of probability 0
 EXPECTED_DISTINCT = 0.25  # of draws from a trained model: 12.55 of 50, measured
-STATES = {torch.bfloat16: torch.int16, torch.float32: torch.float32, torch.float64: torch.float64}
+# What numpy, which has no bfloat16, takes the same bytes for.
+BYTES_OF = {torch.bfloat16: torch.int16, torch.float32: torch.float32, torch.float64: torch.float64}
 
 
 class Form(Protocol):
@@ -64,7 +65,7 @@ class StatesForm:
 
     def pack(self, signal: TeacherSignal) -> bytes:
         assert isinstance(signal, Live)
-        return signal.hidden.to("cpu", self.dtype).contiguous().view(STATES[self.dtype]).numpy().tobytes()
+        return signal.hidden.to("cpu", self.dtype).contiguous().view(BYTES_OF[self.dtype]).numpy().tobytes()
 
     def unpack(self, rows: Sequence[memoryview], positions: Sequence[int]) -> Live:
         kept = torch.frombuffer(bytearray(b"".join(rows)), dtype=self.dtype) if any(positions) else torch.empty(0)
@@ -93,7 +94,8 @@ class LogitsForm:
 
     def pack(self, signal: TeacherSignal) -> bytes:
         assert isinstance(signal, Live)
-        return signal.head(signal.hidden).to("cpu", self.dtype).contiguous().numpy().tobytes()
+        logits = signal.head(signal.hidden).to("cpu", self.dtype).contiguous()
+        return logits.view(BYTES_OF[self.dtype]).numpy().tobytes()
 
     def unpack(self, rows: Sequence[memoryview], positions: Sequence[int]) -> Dense:
         kept = torch.frombuffer(bytearray(b"".join(rows)), dtype=self.dtype) if any(positions) else torch.empty(0)

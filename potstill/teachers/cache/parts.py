@@ -100,6 +100,8 @@ class Part:
         found = []
         if self.is_sealed:
             sealed = json.loads(self.seal.read_text(encoding="utf-8"))
+            if lost := sealed["rows"] - len(self.records):
+                found.append(f"{self.path}: {lost} of {sealed['rows']} rows are gone")
             for file in (self.rows_file, self.index_file):
                 if not file.exists():
                     found.append(f"{file} is missing")

@@ -256,6 +256,9 @@ def _settle_key(folder: Path, key: Mapping[str, Any], about: Mapping[str, Any]) 
     try:
         _write_key(folder, key, about)
     except OSError as error:
+        if (folder / CARD).exists():  # it can be read, and its rows are as good; what is missing is asked
+            check_key(folder, key)
+            return
         raise CacheError(
             f"{folder} cannot be written: {error.strerror or error}",
             "set teacher.cache.folder to a place that can, or teacher.cache to never",
@@ -280,11 +283,17 @@ def check_key(folder: Path, key: Mapping[str, Any]) -> None:
     differing = sorted(name for name in then.keys() | key.keys() if then.get(name) != key.get(name))
     if not differing:
         return
-    told = "; ".join(f"{name} is {key.get(name)!r}, and {then.get(name)!r} there" for name in differing)
+    told = "; ".join(f"{name} is {_short(key.get(name))}, and {_short(then.get(name))} there" for name in differing)
+    whose = read_card(folder).get("teacher", "another teacher")
     raise CacheError(
-        f"{folder} is the cache of something else: {told}",
+        f"{folder} is the cache of something else, made with {whose}: {told}",
         "set teacher.cache.folder to another folder, or leave it out and each cache gets one of its own",
     )
+
+
+def _short(value: Any) -> str:
+    """A value of a key, of a hash as much as tells it from others."""
+    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else repr(value)
 
 
 def read_card(folder: Path) -> dict[str, Any]:

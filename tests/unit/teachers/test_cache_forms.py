@@ -149,10 +149,11 @@ def test_states_are_exact_and_bfloat16_ones_rounded_once(dtype: torch.dtype) -> 
     assert StatesForm(own, torch.bfloat16, dtype).bytes_per_token == 2 * 6
 
 
-def test_logits_are_what_the_head_gives() -> None:
-    own = head()
-    live = Live(torch.randn(5, 6), own)
-    back = there_and_back(LogitsForm(11, torch.float32), live, 4, 1)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_logits_are_what_the_head_gives(dtype: torch.dtype) -> None:
+    own = head(dtype=dtype)
+    live = Live(torch.randn(5, 6).to(dtype), own)
+    back = there_and_back(LogitsForm(11, dtype), live, 4, 1)
     assert isinstance(back, Dense)
     assert torch.equal(back.logits, torch.cat([own(live.hidden[:4]), own(live.hidden[4:])]))
 

@@ -256,6 +256,24 @@ def test_a_place_that_cannot_be_written_is_told_with_the_setting(tmp_path: Path)
     assert "teacher.cache.folder" in (caught.value.fix or "")
 
 
+def test_a_folder_that_can_only_be_read_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not there is asked, and that it cannot be kept is an error of the disk, told once."""
+    filled(tmp_path, 3).close()
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("potstill.teachers.cache.store.FileLock", refused)
+    monkeypatch.setattr("potstill.teachers.cache.parts.os.open", refused)
+    store = Store(tmp_path, KEY, "two")
+    assert [has(store, at) for at in range(4)] == [True, True, True, False]
+    with pytest.raises(CacheError, match="is the cache of something else"):
+        Store(tmp_path, KEY | {"k": 5}, "three")
+    with pytest.raises(OSError, match="Read-only"):
+        store.add(*row(3), positions=1, seconds=0.0)
+    assert not store.can_write
+
+
 def test_rows_without_a_card_are_not_taken_for_anybodys(tmp_path: Path) -> None:
     filled(tmp_path, 1).close()
     (tmp_path / "cache.json").unlink()
@@ -292,6 +310,15 @@ def test_a_folder_tells_what_is_in_it_and_goes(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="is no cache"):
         remove(tmp_path / "else")
     assert (tmp_path / "else").is_dir()
+
+
+def test_rows_that_are_gone_from_a_finished_part_are_counted(tmp_path: Path) -> None:
+    filled(tmp_path, 10).close()
+    rows = next(tmp_path.glob("*.rows"))
+    os.truncate(rows, rows.stat().st_size // 2)
+    gone = 10 - len(Part(rows.with_suffix("")).records)
+    assert 0 < gone < 10
+    assert any(f"{gone} of 10 rows are gone" in line for line in damage(tmp_path))
 
 
 @pytest.mark.parametrize("suffix", ["rows", "index"])
