@@ -16,7 +16,7 @@ from potstill.checks.planning.lengths import fed
 from potstill.checks.planning.measured import Measured
 from potstill.checks.planning.pace import Pace, Writing, batch_sizes
 from potstill.checks.planning.predicted import predicted
-from potstill.checks.planning.probe import Probed, Taken, less_writing, line, mixed, parts_of, updates_of
+from potstill.checks.planning.probe import Probed, Taken, less_writing, line, mixed, parts_of, then, updates_of
 from potstill.checks.planning.told import duration
 from potstill.data.examples import Tokenised
 from potstill.models.families import family_of
@@ -123,6 +123,15 @@ def test_steps_of_two_kinds_cost_what_their_shares_say() -> None:
     assert both.costs == (Cost(4.0, 40.0, 9.5),)
     assert both.kept == 7
     assert mixed([(1.0, cheap)]) is cheap
+
+
+def test_steps_after_the_first_epoch_cost_what_reading_costs() -> None:
+    asking = Probed((Cost(3.0),) * 5, (), (), 5, 1, 2, 3, 0)
+    reading = Probed((Cost(1.0),) * 5, (), (), 4, 1, 2, 3, 0)
+    both = then(asking, reading, 2)
+    assert [cost.seconds for cost in both.costs] == [3, 3, 1, 1, 1]
+    assert both.kept == 5
+    assert then(asking, reading, 5) is asking  # no step after the epoch is looked at
 
 
 def test_a_peak_that_grows_with_the_logarithm_goes_on_so() -> None:

@@ -28,7 +28,7 @@ from potstill import recipe
 from potstill.features.attribution import signed_attributions
 from potstill.models import adapters, taps
 from potstill.models.families import Family, family_of, pack
-from potstill.models.packing import PACKED, packed_attention
+from potstill.models.packing import PACKED, Packing, packed_attention
 from potstill.training.compute import Meter
 from potstill.training.recompute import recomputing
 from potstill.training.trainer import training
@@ -274,6 +274,15 @@ def test_where_padding_costs_less_than_another_row_it_stays() -> None:
     batch = tiny.batch([(3, 9), (1, 7)])
     assert shapes(small, batch) == [(2, 12)]
     assert shapes(large, batch) == [(1, 20)]
+    assert (small.num_positions(batch), large.num_positions(batch)) == ((24,), (20,))
+
+
+def test_padding_counts_in_the_mean_over_a_batch() -> None:
+    """One short row among many is not worth it."""
+    packing = Packing((), None, 3.0)
+    assert not packing.pays([10, 6, 10, 10])
+    assert not packing.pays([10, 7, 7, 7, 4])
+    assert packing.pays([10, 6, 7, 4])
 
 
 def test_auto_is_the_default_and_for_a_cpu() -> None:
