@@ -78,7 +78,7 @@ def test_a_teacher_top_k_is_normalised_with_its_tail() -> None:
 
 @pytest.mark.parametrize("peak", [5.0, 12.0, 20.0, 70.0])
 def test_a_tiny_tail_keeps_its_digits(peak: float) -> None:
-    """1 - sum would leave nothing of a rest of 1e-30, and reverse KL would be infinite; and few digits of one of 1e-5."""
+    """1 - sum would leave few digits of a rest of 1e-5, and nothing of one of 1e-30: reverse KL would be infinite."""
     peaked = torch.zeros(1, 5, dtype=torch.float64)
     peaked[0, 0] = peak
     teacher = sparse.top_k(peaked.float(), 1)
