@@ -290,6 +290,20 @@ def test_chunks_of_any_length_share_their_room(by_response: bool) -> None:
         torch.testing.assert_close(found, results[-1][1], rtol=0, atol=1e-12)
 
 
+def test_a_teachers_logits_are_made_of_a_few_positions_at_a_time() -> None:
+    """Fewer than its student's, whose chunk is as long as the head's gradient wants it; a plan counts them so."""
+    student, teacher = models(torch.float64, tied=True)
+    batch, made = tiny.batch([(4, 200)] * 2), []
+
+    def noted(scores: Tensor) -> Tensor:
+        made.append(len(scores))
+        return scores
+
+    signal = Live(teacher(batch), replace(teacher.head, transform=noted))
+    evaluate_terms(student.output(batch), signal, batch, [bound("forward_kl", batch)])
+    assert made == [128, 128, 128, 16]
+
+
 class Largest(TorchDispatchMode):
     """Notes the most elements of a tensor that any operation gives, of those that take memory of their own."""
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from potstill import objectives, recipe
+from potstill.objectives.distributions import jensen_shannon_between, kl_between
 from tests.numerics.table import CASES, Case, Divergence, gradient, logits
 
 every_divergence = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -60,6 +61,14 @@ def _pairs(s: Tensor, t: Tensor) -> Tensor:
     """CSD with the teacher's weights on one side and none on the other, in a table."""
     d = s - t
     return (t.softmax(-1)[:, :, None] * (d[:, :, None] - d[:, None, :]) ** 2).sum((1, 2)) / (2 * s.shape[-1])
+
+
+@pytest.mark.parametrize("w", [0.1, 0.5, 0.8])
+def test_derivatives_written_by_hand_are_those_of_finite_differences(w: float) -> None:
+    """In both arguments, though a teacher has none, and whether or not what comes before takes out their sum."""
+    both = [logits(seed, 4, 7).log_softmax(-1).requires_grad_() for seed in (5, 6)]
+    assert torch.autograd.gradcheck(kl_between, both)
+    assert torch.autograd.gradcheck(lambda a, b: jensen_shannon_between(a, b, w), both)
 
 
 @every_divergence

@@ -76,14 +76,22 @@ def test_a_teacher_top_k_is_normalised_with_its_tail() -> None:
     torch.testing.assert_close(teacher.log_probs, T.log_softmax(-1).topk(4, -1).values, rtol=0, atol=1e-14)
 
 
-def test_a_tiny_tail_keeps_its_digits() -> None:
-    """1 - sum would leave nothing of a rest of 1e-30, and reverse KL would be infinite."""
+@pytest.mark.parametrize("peak", [5.0, 12.0, 20.0, 70.0])
+def test_a_tiny_tail_keeps_its_digits(peak: float) -> None:
+    """1 - sum would leave few digits of a rest of 1e-5, and nothing of one of 1e-30: reverse KL would be infinite."""
     peaked = torch.zeros(1, 5, dtype=torch.float64)
-    peaked[0, 0] = 70.0
+    peaked[0, 0] = peak
     teacher = sparse.top_k(peaked.float(), 1)
-    assert teacher.log_tail_mass.item() == pytest.approx(math.log(4) - 70, rel=1e-6)
+    assert teacher.log_tail_mass.item() == pytest.approx(math.log(4) - math.log(math.exp(peak) + 4), rel=1e-6)
     student = torch.zeros(1, 5)
     assert objectives.reverse_kl(student, teacher).isfinite().all()
+
+
+@pytest.mark.parametrize("vocab", [448, 447, 1000, 1024])
+def test_the_most_likely_are_found_whether_or_not_by_groups(vocab: int) -> None:
+    """Groups of 64 from 448 tokens on, where 7 are wanted, and those beyond the last whole group are looked at too."""
+    scores = logits(8, 300, vocab)
+    assert torch.equal(sparse.top_k(scores, 7).ids, scores.topk(7, -1).indices)
 
 
 def test_no_tail_is_no_outcome() -> None:

@@ -23,6 +23,7 @@ from transformers import (
 from potstill.errors import ConfigError, ModelError
 from potstill.models.decoding import CausalDecoder, check_decoding, decoder_of
 from potstill.models.families import Causal, family_of
+from potstill.models.slots import distinct_of
 from potstill.sampling.distributions import Decoding, draw, warped
 from potstill.sampling.policies import Mixed, Policy, Single, Speculative
 from potstill.sampling.sampler import Response, sample
@@ -352,6 +353,11 @@ def test_each_response_is_cut_at_its_own_limit() -> None:
 def test_a_set_that_holds_exactly_top_p_is_large_enough() -> None:
     found = warped(torch.zeros(1, 4, dtype=torch.float64), Decoding(1, frozenset(), top_p=0.5))
     assert found.exp().tolist() == [[0.5, 0.5, 0.0, 0.0]]
+
+
+def test_prompts_are_the_same_only_where_all_their_tokens_are() -> None:
+    prompts = [[1, 2, 3], [4, 2, 3], [1, 2, 3], [2, 3], [1, 2]]
+    assert distinct_of(prompts) == ([(1, 2, 3), (4, 2, 3), (2, 3), (1, 2)], [0, 1, 0, 2, 3])
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "t5", "bart"])
