@@ -166,7 +166,8 @@ class Store:
     def state_dict(self) -> dict[str, Any]:
         """How many rows of each part this run has come to, at the end of a step; they are on the disk."""
         if self._open is not None:
-            self._open.sync()
+            with suppress(OSError):  # a disk that refuses says so at the next row; what it lost is asked again
+                self._open.sync()
         self._look_around(self._step + 1)
         charged = [(self._parts[part].name, row) for part, row in self._charged]
         told = {"visible": dict(self._visible), "step": self._step, "charged": charged}

@@ -151,8 +151,11 @@ def test_a_part_that_cannot_be_finished_is_read_all_the_same(
         with pytest.raises(OSError, match="No space"):
             store.add(row(3)[0], row(3)[1], positions=1, seconds=0)
         assert not store.can_write
-        store.add(row(4)[0], row(4)[1], positions=1, seconds=0)  # to no file that is closed
-    store.close()
+        store.add(row(4)[0], row(4)[1], positions=1, seconds=0)
+    with open(tmp_path / "other", "w") as other:  # which has the descriptor of a file that is closed, where one is
+        store.close()
+        other.write("whole")
+    assert (tmp_path / "other").read_text() == "whole"
     count = 4 if full else 3
     for opened in (store, Store(tmp_path, KEY, "two")):
         assert [has(opened, at) for at in range(5)] == [at < count for at in range(5)]
@@ -193,6 +196,19 @@ def test_what_a_checkpoint_speaks_of_is_on_the_disk(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(os.fstat(descriptor).st_ino), whole(descriptor)))
     store.state_dict()
     assert {file.stat().st_ino for kind in ("rows", "index") for file in tmp_path.glob(f"*.{kind}")} == set(synced)
+
+
+def test_a_checkpoint_does_not_end_for_a_caches_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = filled(tmp_path, 3)
+
+    def refuse(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refuse)
+        assert sum(store.state_dict()["visible"].values()) == 3
+    store.close()
+    assert len(Store(tmp_path, KEY, "two")) == 3
 
 
 def test_processes_see_each_others_rows_from_the_next_step_on(tmp_path: Path) -> None:
