@@ -170,7 +170,8 @@ def shared_vocabulary_of(stage: schema.Stage, tokenizer: Any, allow_remote_code:
         except TeacherError as error:
             asked = model_of(stage, teacher)[0]
             cause = error.cause if name is None else f"teachers.{name}, {asked}: {error.cause}"
-            raise TeacherError(cause, _cut_from_another(stage, asked) or error.fix) from None
+            fixes = [fix for fix in (_cut_from_another(stage, asked), error.fix) if fix]
+            raise TeacherError(cause, "; or ".join(fixes) or None) from None
     return min(found, key=lambda shared: (shared.size, not shared.note))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +53,15 @@ def test_two_runs_are_alike_bit_for_bit(workspace: Path) -> None:
     (first, expected), (second, found) = (trained(workspace, "kd", name, packing="always") for name in ("one", "two"))
     assert found == expected
     assert all(torch.equal(value, weights(first)[key]) for key, value in weights(second).items())
+
+
+def test_rows_that_were_to_be_laid_end_to_end_and_cannot_be_are_told(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = workspace / "teacher" / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) | {"attn_implementation": "eager"}
+    file.write_text(json.dumps(config), encoding="utf-8")
+    trained(workspace, "kd", "padded", packing="always")
+    told = capsys.readouterr().err
+    assert "packing is always, and the teacher reads padded rows: its attention is eager" in told
+    assert told.count("packing is always") == 2  # the student was cut from it

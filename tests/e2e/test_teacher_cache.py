@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import weakref
 from collections.abc import Iterator
@@ -187,7 +188,9 @@ def test_two_processes_equal_one_and_read_what_the_other_has_written(workspace: 
 # --- Built beforehand -------------------------------------------------------------------------------------------------
 
 
-def test_a_cache_that_was_built_is_read_and_nothing_is_asked(workspace: Path, potstill: Command) -> None:
+def test_a_cache_that_was_built_is_read_and_nothing_is_asked(
+    workspace: Path, potstill: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = as_arguments({key: value for key, value in QUICK.items() if not key.startswith("evaluation.leave")})
     built = json.loads(potstill("cache", "build", "kd", *arguments, "--format", "json").stdout)
     assert [(one["stream"], one["rows"], one["asked"], one["there"]) for one in built] == [("data", 34, 34, 0)]
@@ -196,6 +199,7 @@ def test_a_cache_that_was_built_is_read_and_nothing_is_asked(workspace: Path, po
     live, kept = train("live"), train("kept", **{"teacher.cache": "auto"})
     assert json.loads((kept / "cost.json").read_text())["teacher_cache"]["data"]["asked"] == 0
     assert losses(kept) == pytest.approx(losses(live), rel=1e-3)
+    assert re.search(r"says to data \d+ rows were read and 0 asked", capsys.readouterr().err)
 
 
 def test_a_build_leaves_nothing_but_the_cache(workspace: Path, potstill: Command) -> None:

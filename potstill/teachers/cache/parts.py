@@ -35,7 +35,7 @@ RECORD = np.dtype(
     ]
 )
 MAX_BYTES = 2**28  # of rows; then another part is begun
-MAX_ROWS = 2**14  # likewise: adding to a part costs by how many it has
+MAX_ROWS = 2**14  # likewise
 
 
 class Part:
@@ -43,13 +43,18 @@ class Part:
 
     def __init__(self, path: Path):
         self.path = path  # without a suffix
-        self.records: NDArray[Any] = np.empty(0, RECORD)
+        self._room: NDArray[Any] = np.empty(0, RECORD)  # for records, and for some that may come
+        self._count = 0
         self._map: mmap.mmap | None = None
         self.refresh()
 
     @property
     def name(self) -> str:
         return self.path.name
+
+    @property
+    def records(self) -> NDArray[Any]:
+        return self._room[: self._count]
 
     @property
     def rows_file(self) -> Path:
@@ -69,7 +74,7 @@ class Part:
 
     def refresh(self) -> None:
         """Read the records that are new. One that is half written, or whose row is, does not count."""
-        known = len(self.records)
+        known = self._count
         if not self.index_file.exists() or not self.rows_file.exists():
             return
         count = self.index_file.stat().st_size // RECORD.itemsize - known
@@ -78,7 +83,17 @@ class Part:
         new = np.fromfile(self.index_file, RECORD, count, offset=known * RECORD.itemsize)
         there = new["offset"] + new["size"] <= self.rows_file.stat().st_size
         new = new[: int(there.argmin()) if not there.all() else len(new)]
-        self.records = np.concatenate([self.records, new])
+        self._extend(new)
+
+    def _extend(self, new: NDArray[Any]) -> None:
+        """Add records; room is made for twice as many, so that one more costs the same however many there are."""
+        end = self._count + len(new)
+        if end > len(self._room):
+            room = np.empty(max(end, 2 * len(self._room)), RECORD)
+            room[: self._count] = self.records
+            self._room = room
+        self._room[self._count : end] = new
+        self._count = end
 
     def read(self, at: int) -> memoryview | None:
         """What is kept of a row; None where it is not what was written."""
