@@ -56,12 +56,19 @@ class Caches:
     _open: dict[Path, Store] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Refuse folders that are named and have other keys before any work is done. Raises: CacheError."""
+        """Refuse folders that cannot be used before any work is done: those that are kept in whatever rows there are,
+        and those that are named and have other keys. Raises: CacheError."""
         for spec in (spec for spec in self.stage.streams if not spec.not_cacheable):
-            cache = self.stage.all_teachers[spec.teacher].cache
-            if cache.when != "never" and cache.folder and (Path(cache.folder).expanduser() / CARD).exists():
-                form = self.form_of(spec)
-                check_key(self.folder_of(spec, form), self.key_of(spec, form))
+            asked = self.stage.all_teachers[spec.teacher]
+            named = asked.cache.folder and (Path(asked.cache.folder).expanduser() / CARD).exists()
+            if asked.cache.when == "never" or (asked.cache.when == "auto" and not named):
+                continue
+            form = self.form_of(spec)
+            folder, key = self.folder_of(spec, form), self.key_of(spec, form)
+            if asked.cache.when == "always":
+                self._store(folder, key, asked)
+            else:
+                check_key(folder, key)
 
     def behind(self, spec: schema.Stream, teacher: SignalSource, rows: Sequence[Tokenised]) -> SignalSource:
         """The teacher of a stream behind its cache; itself where nothing is to be kept.
@@ -195,8 +202,8 @@ def check_room(store: Store, form: Form, rows: Sequence[Tokenised]) -> None:
     missing, free = estimate(form, rows, len(store)), shutil.disk_usage(store.folder).free
     if missing > free - LEAVE_FREE:
         raise CacheError(
-            f"{store.folder} would take about {_size(missing)} more, and its disk has {_size(free)} free, of which "
-            f"{_size(LEAVE_FREE)} are left",
+            f"{store.folder} would take about {_size(missing)} more, and its disk has {_size(free)} free, where "
+            f"{_size(LEAVE_FREE)} are to stay free",
             "set teacher.cache.folder to another disk, signal to sampled or top_k, or teacher.cache to never",
         )
 

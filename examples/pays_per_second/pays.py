@@ -1,6 +1,6 @@
 """Does distillation pay per second? A distilled student beside one that is fine-tuned for the same time, several times.
 
-    python examples/pays_per_second/pays.py OUT [--pairs starter,dolly] [--arms draws,states] [--seeds 1,2,3]
+    python examples/pays_per_second/pays.py OUT [--pairs starter dolly] [--arms draws states] [--seeds 1 2 3]
 
 Each cell is a run of ``kd`` with ``baseline=equal_time_sft``: a student of 10 of SmolLM2's 30 layers learns for 1, 3
 or 10 epochs from a teacher whose words are kept, and the same student is fine-tuned on the same rows for as many
@@ -26,6 +26,7 @@ from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 import potstill
 from potstill.data.catalogue.loading import data_root
+from potstill.errors import PotstillError
 from potstill.sweep.statistics import t_mean
 
 EPOCHS = (1, 3, 10)
@@ -37,7 +38,7 @@ FIGURES = {"top1_agreement": "agreement, %", "perplexity": "perplexity", "rouge_
 ARMS: dict[str, dict[str, Any]] = {
     "draws": {"signal": "sampled", "ce_weight": 0.5},
     "states": {"ce_weight": 0.5},
-    "states, no text": {},
+    "states-alone": {},
 }
 RATE = 1e-3  # the demo's
 COMMON: dict[str, Any] = {
@@ -62,7 +63,7 @@ class Cell:
     @property
     def name(self) -> str:
         """Of its folder under runs/."""
-        return f"{self.pair}-{self.arm.replace(', ', '-').replace(' ', '-')}-{self.epochs}-{self.seed}"
+        return f"{self.pair}-{self.arm}-{self.epochs}-{self.seed}"
 
 
 # --- The pairs --------------------------------------------------------------------------------------------------------
@@ -193,10 +194,10 @@ def _line(panel: Any, cells: Sequence[dict[str, Any]], who: str, name: str, styl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--pairs", default="starter,dolly")
-    parser.add_argument("--arms", default="draws", help=f"of {'; '.join(ARMS)}; with ; between them")
-    parser.add_argument("--seeds", default="1,2,3")
-    parser.add_argument("--epochs", default=",".join(map(str, EPOCHS)))
+    parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=["draws"], help="how the teacher's words are kept")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--epochs", nargs="+", type=int, default=EPOCHS)
     parser.add_argument("--rate", type=float, default=RATE, help="learning rate; another one has an OUT of its own")
     given = parser.parse_args()
     if "POTSTILL_DATA" in os.environ:
@@ -204,11 +205,10 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     os.chdir(given.out)
     cells = []
-    for pair in given.pairs.split(","):
+    for pair in given.pairs:
         settings = PAIRS[pair]() | {"optimizer.learning_rate": given.rate}
-        wanted = product(given.arms.split(";"), given.epochs.split(","), given.seeds.split(","))
-        for arm, epochs, seed in wanted:
-            cells.append(measured(Cell(pair, arm, int(epochs), int(seed)), settings))
+        for arm, epochs, seed in product(given.arms, given.epochs, given.seeds):
+            cells.append(measured(Cell(pair, arm, epochs, seed), settings))
             Path("cells.json").write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
             Path("table.md").write_text(told(cells), encoding="utf-8")
     drawn(cells, Path("pays.png"))
@@ -216,4 +216,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except PotstillError as error:
+        raise SystemExit(f"error: {error}") from None

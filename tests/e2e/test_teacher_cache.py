@@ -258,6 +258,9 @@ def test_mistakes_are_told_with_the_way_out(workspace: Path, potstill: Command) 
     refused = potstill("train", "kd", *arguments)
     assert "is the cache of something else" in refused.stderr
     assert "measuring" not in refused.stderr  # before anything was
+    unwritable = potstill("train", "kd", *arguments, "teacher.cache.when=always", "teacher.cache.folder=rows.jsonl/c")
+    assert "rows.jsonl/c cannot be written" in unwritable.stderr
+    assert "measuring" not in unwritable.stderr
     with pytest.raises(ConfigError, match="nothing that it says can be kept"):
         train("third", **{"streams": [{"terms": ["cross_entropy"]}], "teacher.cache": "always"})
     assert not (workspace / "runs" / "second").exists()

@@ -39,6 +39,14 @@ def test_there_are_commands_to_check() -> None:
     assert len(commands()) >= 15
 
 
+def test_the_tutorial_shows_what_make_demo_runs() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
+    (ran,) = re.findall(r"potstill (train .*)$", makefile, re.M)
+    assert f"potstill {' '.join(ran.split())}\n" in (ROOT / "docs/tutorials/first-student.md").read_text(
+        encoding="utf-8"
+    )
+
+
 @pytest.mark.parametrize("command", commands())
 def test_documented_commands_are_valid(command: str) -> None:
     words = shlex.split(command)[1:]

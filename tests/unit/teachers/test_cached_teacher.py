@@ -442,7 +442,9 @@ def test_a_named_folder_of_another_teacher_is_refused_by_what_differs(folder: Pa
 def test_what_the_disk_has_no_room_for_is_not_begun(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = SimpleNamespace(free=caching.LEAVE_FREE + 1000)
     monkeypatch.setattr(caching.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(CacheError, match=r"would take about 0.\d MB more, and its disk has 268.4 MB free"):
+    with pytest.raises(
+        CacheError, match=r"would take about 0.\d MB more, and its disk has 268.4 MB free, where 268.4 MB"
+    ):
         teacher_of(made(folder), folder)
     usage.free = caching.LEAVE_FREE + 10**6
     assert isinstance(teacher_of(made(folder), folder), CachedTeacher)
