@@ -17,7 +17,16 @@ from potstill.models.adapter_folder import is_adapter
 from potstill.models.families import Family, check_projection, family_of, pack
 from potstill.models.fingerprint import fingerprint_of
 from potstill.models.held import load_held
-from potstill.models.loading import Loaded, config_of, drawn, load, load_tokenizer, local_source, output_rows
+from potstill.models.loading import (
+    Loaded,
+    config_of,
+    drawn,
+    in_own_memory,
+    load,
+    load_tokenizer,
+    local_source,
+    output_rows,
+)
 from potstill.sources.dataset import batches
 from potstill.teachers.align import SharedVocabulary, shared_vocabulary
 from potstill.teachers.local import LocalTeacher, Remembering
@@ -242,6 +251,8 @@ def build_student(
         made["adapter"] = adapters.told(model)
         if resume_from:
             adapters.restore(model, resume_from.student)
+    else:
+        in_own_memory(model)
     family = family_of(model, vocab_size)
     check_projection(family, source)
     pack(family, stage.packing)

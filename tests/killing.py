@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,15 @@ def result(folder: Path) -> tuple[str, list[dict[str, float]]]:
     sha = hashlib.sha256((run / "student" / "model.safetensors").read_bytes()).hexdigest()
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return sha, [{k: v for k, v in m.items() if not k.startswith("time/")} for m in lines]
+
+
+def parting(found: tuple[str, list[dict[str, float]]], expected: tuple[str, list[dict[str, float]]]) -> str:
+    """Where two results part first, in a line; empty where they do not."""
+    for at, (one, other) in enumerate(zip_longest(found[1], expected[1], fillvalue={})):
+        for key in sorted(one.keys() | other.keys()):
+            if one.get(key) != other.get(key):
+                return f"line {at + 1}, step {other.get('step')}: {key} is {one.get(key)!r} and not {other.get(key)!r}"
+    return "" if found[0] == expected[0] else "every figure is the same, the student is not"
 
 
 def prepare(workspace: Path, name: str) -> Path:

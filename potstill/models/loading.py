@@ -71,6 +71,19 @@ def load(
     return Loaded(name, placed.eval(), tokenizer, stored, size)
 
 
+def in_own_memory(model: Any) -> Any:
+    """The model, its weights in memory of their own rather than in pages of the file they were read from.
+
+    For one that is trained: its file may go or be written anew meanwhile. And where a weight begins in a file, off the
+    boundaries that torch keeps to, may decide in what order a library adds up: a run that was resumed is to add as the
+    one that was not.
+    """
+    for weight in model.parameters():
+        if weight.device.type == "cpu":
+            weight.data = weight.data.clone()
+    return model
+
+
 def _load_merged(
     name: str, base: tuple[str, str | None], dtype: torch.dtype, device: torch.device | str, allow_remote_code: bool
 ) -> Loaded:

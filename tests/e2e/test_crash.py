@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import ROOT, SMALL
-from tests.killing import prepare, result
+from tests.killing import parting, prepare, result
 
 STEPS, EVERY = 40, 5
 
@@ -91,7 +91,7 @@ class ForkServer:
         )  # fmt: skip
 
     def run(self, folder: Path, *, resume: bool = False, fault: tuple[str, float] | None = None) -> tuple[int, float]:
-        settings = SMALL | {"budget.steps": STEPS, "checkpoint.every": EVERY}
+        settings = SMALL | {"budget.steps": STEPS, "checkpoint.every": EVERY, "checkpoint.best_by": "forward_kl_nats"}
         order = {"folder": str(folder), "resume": resume, "fault": fault, "settings": settings}
         assert self.process.stdin
         assert self.process.stdout
@@ -122,7 +122,7 @@ def test_killed_and_resumed_is_bitwise_the_uninterrupted_run(workspace: Path) ->
                     continue  # killed before there was a run to resume
                 status, _ = server.run(folder, resume=True)
             assert status == 0, (fault, server.log.read_text())
-            assert result(folder) == expected, fault
+            assert not parting(result(folder), expected), fault
             leftovers = list((folder / "runs" / "crash" / "checkpoints").glob(".*"))
             assert leftovers == [], fault
     finally:
@@ -144,7 +144,7 @@ def test_killed_at_twenty_moments(workspace: Path) -> None:
             while status != 0 and (folder / "runs" / "crash" / "recipe.yaml").exists():
                 status, _ = server.run(folder, resume=True)
             if status == 0:
-                assert result(folder) == expected, number
+                assert not parting(result(folder), expected), number
         assert killed >= 10
     finally:
         server.process.kill()

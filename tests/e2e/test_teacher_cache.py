@@ -20,7 +20,7 @@ import potstill as package
 from potstill.errors import CacheError, ConfigError
 from tests import tiny
 from tests.e2e.conftest import SMALL, Command, as_arguments
-from tests.killing import Server, prepare, result
+from tests.killing import Server, parting, prepare, result
 
 # 34 rows are trained on, four at a time: the second epoch begins in the ninth step.
 STEPS, SECOND_EPOCH = 14, 9
@@ -148,7 +148,7 @@ def test_killed_and_resumed_is_bitwise_the_uninterrupted_run(workspace: Path, se
         assert os.WIFSIGNALED(status), (fault, server.log.read_text())
         assert os.WTERMSIG(status) == signal.SIGKILL
         assert server.run(method, folder, resume=True) == 0, (fault, server.log.read_text())
-        assert result(folder) == expected, fault
+        assert not parting(result(folder), expected), fault
         assert not (folder / "runs" / "crash" / "replayed").exists()
 
 
@@ -161,7 +161,7 @@ def test_a_run_that_goes_on_is_not_led_by_what_another_has_written_meanwhile(wor
     os.chdir(folder)
     package.train("kd", run="other", **settings)
     assert server.run("kd", folder, resume=True) == 0, server.log.read_text()
-    assert result(folder) == result(whole)
+    assert not parting(result(folder), result(whole))
 
 
 def test_two_processes_equal_one_and_read_what_the_other_has_written(workspace: Path, potstill: Command) -> None:
