@@ -19,12 +19,13 @@ from potstill.errors import ConfigError, DataError
 from potstill.evaluation.generation import check_lengths
 from potstill.models.decoding import check_decodable
 from potstill.models.layout import is_encoder_decoder
-from potstill.models.loading import config_of
+from potstill.models.loading import config_of, output_rows
 from potstill.run import Run, write_text
 from potstill.sampling.vllm import import_vllm
 from potstill.streams import plain_text_of, views_of
 from potstill.teachers.local import Remembering
 from potstill.training import runtime as runtimes
+from potstill.training.compiling import positions_of, verdict
 from potstill.training.runtime import Runtime
 from potstill.training.signals import StopRequest
 from potstill.training.trainer import check_batch
@@ -74,6 +75,7 @@ def set_up(recipe: schema.Recipe, run: Run, stop: StopRequest, allow_remote_code
     )
     plain_text = plain_text_of(stage, tokenizer)
     teaching = assembly.load_teaching(stage, tokenizer, runtime, allow_remote_code)
+    recipe = _with_compiling(recipe, run, runtime, data, teaching, allow_remote_code)
     if runtime.is_main:
         for note in (left_out(data, stage.data), UNTRAINED_WRITER if writes_untrained(stage) else None):
             if note:
@@ -159,6 +161,35 @@ def settled(recipe: schema.Recipe, runtime: Runtime) -> schema.Recipe:
     if recipe.dtype == "auto" and runtime.is_main:
         say(f"computing in {dtype} on {runtime.device.type}, the faster here of float32 and bfloat16")
     return recipe.model_copy(update={"device": runtime.device.type, "dtype": dtype})
+
+
+def _with_compiling(
+    recipe: schema.Recipe,
+    run: Run,
+    runtime: Runtime,
+    data: Prepared,
+    teaching: Teaching | None,
+    allow_remote_code: bool,
+) -> schema.Recipe:
+    """The recipe with ``compile: auto`` settled: as the run was begun, or as is measured now."""
+    if recipe.compile != "auto":
+        return recipe
+    if run.metrics_file.exists():
+        then = recipe_io.load(run.recipe_file, methods={}).compile
+        return recipe.model_copy(update={"compile": "always" if then == "always" else "never"})
+    stage = recipe.stage
+    source, revision = assembly.source_of(stage)
+    vocab_size = (
+        teaching.vocab_size if teaching else output_rows(source, revision=revision, allow_remote_code=allow_remote_code)
+    )
+    found = runtime.share(
+        verdict(stage.streams, vocab_size, positions_of(stage, data.train) / runtime.world_size, runtime)
+        if runtime.is_main
+        else None
+    )
+    if found.why and runtime.is_main:
+        say(found.why)
+    return recipe.model_copy(update={"compile": "always" if found.pays else "never"})
 
 
 def say(text: str) -> None:

@@ -152,6 +152,7 @@ def _parts(bench: Bench, training: Training, student: Student) -> Parts:
         folder=training.run.path,
         seed=bench.recipe.seed,
         kept_channels=_kept_channels(bench.run, training.stage),
+        compiles=bench.recipe.compile == "always",
     )
 
 
@@ -229,6 +230,14 @@ def _say_read(streams: Sequence[LiveStream]) -> None:
         say(f"of what the teacher says to {stream.spec.name} {told}")
 
 
+def _say_not_compiled(streams: Sequence[LiveStream]) -> None:
+    """What was to be compiled and could not be."""
+    for stream in (stream for stream in streams if stream.compiled):
+        assert stream.compiled is not None
+        for why in stream.compiled.left:
+            say(f"terms of {stream.spec.name} were not compiled: {why}")
+
+
 def _say_kept(stream: LiveStream) -> None:
     """Where a teacher's answers are kept, and how many are there."""
     if cache := stream.cache:
@@ -253,6 +262,7 @@ def _finish(bench: Bench, training: Training, state: State, student: Student, st
         prefix = "" if training.label == "student_after" else "baseline_"
         _add_cost(bench.run, prefix, state, streams)
         _say_read(streams)
+        _say_not_compiled(streams)
         if not bench.run.eval_file(training.label).exists():
             loaded = load(str(training.run.student), dtype=bench.runtime.student_dtype, device=bench.runtime.device)
             exported = family_of(loaded.model, bench.vocab_size)

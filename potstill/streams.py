@@ -22,6 +22,7 @@ from potstill.data.prepare import Prepared
 from potstill.errors import ConfigError
 from potstill.inside import Looking, Terms, places_of, terms_of
 from potstill.models.families import Family
+from potstill.objectives.compiled import Compiled
 from potstill.sampling.distributions import Decoding
 from potstill.sampling.policies import Mixed, Policy, Single, Speculative
 from potstill.sampling.vllm import SyncedWriter, VllmWriter, check_syncable
@@ -36,6 +37,7 @@ from potstill.sources.teacher_text import Place, teacher_text
 from potstill.sources.text_stream import TextStreamSource
 from potstill.teachers.local import LocalTeacher, LookedInto, OncePerBatch, SignalSource
 from potstill.teachers.sparse import SparseTeacher
+from potstill.training.compiling import can_compile
 from potstill.training.runtime import Runtime
 from potstill.training.step import LiveStream
 from potstill.types import Tap
@@ -61,6 +63,7 @@ class Parts:
     asks: str | None = None
     caches: Caches | None = None
     kept_channels: Sequence[int] | None = None  # of the teacher's, where the student was cut with them
+    compiles: bool = False
 
     @property
     def teacher(self) -> LocalTeacher:
@@ -162,7 +165,8 @@ def _stream(parts: Parts, spec: schema.Stream, terms: Terms) -> LiveStream:
     source = _source(parts, spec, judge)
     if parts.caches and teacher:
         teacher = parts.caches.behind(spec, teacher, rows_of(source))
-    return LiveStream(spec, source, teacher, terms)
+    compiled = Compiled() if parts.compiles and can_compile(terms) else None
+    return LiveStream(spec, source, teacher, terms, compiled)
 
 
 def _looking(parts: Parts) -> Looking:

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from potstill.objectives.compiled import Block, Compiled
 from potstill.types import Batch, Dense, Head, Live, StudentOutput, TeacherLogits, TeacherSignal
 
 if TYPE_CHECKING:
@@ -137,6 +138,12 @@ class Positions:
             for block in _cut(part.stop - part.start, block_size(self.head.vocab_size, self.hidden.device)):
                 yield within(part, block), None if teacher is None else teacher[block]
 
+    @property
+    def whole_block(self) -> int:
+        """The size of a block that is no remainder."""
+        most = min(self.chunk_size, block_size(self.head.vocab_size, self.hidden.device))
+        return most if self.hidden.device.type != "cpu" else min(most, TEACHER_CHUNK)
+
     def reference(self, at: slice, room: Tensor | None = None) -> TeacherLogits | None:
         """What the teacher says of some positions."""
         match self.teacher:
@@ -191,6 +198,7 @@ def evaluate_terms(
     batch: Batch,
     terms: Sequence[BoundTerm],
     chunk_size: int | None = None,
+    compiled: Compiled | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " terms"]]:
     """sum_k coefficient_k * value_k, and the values, where value_k = sum over positions of scale_k * objective_k.
 
@@ -200,12 +208,14 @@ def evaluate_terms(
         batch: the tokens the states belong to.
         terms: the summands.
         chunk_size: positions whose logits exist at once; from the width of the model where unset.
+        compiled: what has compiled functions of blocks, and makes more; None leaves all to autograd.
     Returns: the total, differentiable; the values, for the log, constant. Both in at least float32.
     """
     mask = torch.stack([term.scale != 0 for term in terms]).any(0)
     whole_responses = any(term.reads == "response" for term in terms)
     positions = select(output, signal, batch, mask, chunk_size, by_response=whole_responses)
-    return _GradientInForward.apply(terms, mask, positions, positions.hidden, output.head.weight, output.head.bias)
+    head = output.head
+    return _GradientInForward.apply(terms, mask, positions, compiled, positions.hidden, head.weight, head.bias)
 
 
 class _GradientInForward(torch.autograd.Function):
@@ -220,13 +230,14 @@ class _GradientInForward(torch.autograd.Function):
         terms: Sequence[BoundTerm],
         mask: Tensor,
         positions: Positions,
+        compiled: Compiled | None,
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         hidden_grad, weight_grad, bias_grad = (
             torch.zeros_like(tensor) if tensor is not None and needed else None
-            for tensor, needed in zip((hidden, weight, bias), ctx.needs_input_grad[3:], strict=True)
+            for tensor, needed in zip((hidden, weight, bias), ctx.needs_input_grad[4:], strict=True)
         )
         shares = [_Share(term, term.scale[mask]) for term in terms]
         precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
@@ -235,8 +246,10 @@ class _GradientInForward(torch.autograd.Function):
         # For logits: new pages would take as long as an objective.
         room: Tensor | None = None
         teacher_room = positions.room_for_teacher()
+        if not wanted or positions.head.transform is not None or not all(share.everywhere for share in shares):
+            compiled = None
         for at in positions.slices():
-            grad_logits = _add_chunk(values, shares, positions, at, wanted, (room, teacher_room))
+            grad_logits = _add_chunk(values, shares, positions, at, wanted, (room, teacher_room), compiled)
             if hidden_grad is not None:
                 hidden_grad[at] = grad_logits @ weight[:vocab]
             if weight_grad is not None:
@@ -255,7 +268,8 @@ class _GradientInForward(torch.autograd.Function):
         grads, ctx.grads = ctx.grads, None
         if grads is None:
             raise RuntimeError("the gradient of evaluate_terms is handed over once: call backward once")
-        return (None, None, None, *(None if grad is None else grad.mul_(total_grad.to(grad.dtype)) for grad in grads))
+        scaled = (None if grad is None else grad.mul_(total_grad.to(grad.dtype)) for grad in grads)
+        return (None, None, None, None, *scaled)
 
 
 class _Share:
@@ -264,7 +278,7 @@ class _Share:
     def __init__(self, term: BoundTerm, scale: Float[Tensor, " pos"]):
         self.term = term
         self._scale = scale
-        self._everywhere = bool((scale != 0).all())
+        self.everywhere = bool((scale != 0).all())
 
     def of(self, chunk: Chunk, at: slice) -> tuple[Tensor, Chunk]:
         """The term's scales in a chunk, and what it counts of it.
@@ -272,7 +286,7 @@ class _Share:
         Positions that only other terms count are left out: something infinite must not meet a scale of 0.
         """
         scale = self._scale[at]
-        if not self._everywhere:
+        if not self.everywhere:
             kept = scale != 0
             chunk, scale = chunk[kept], scale[kept]
         return scale, chunk
@@ -285,6 +299,7 @@ def _add_chunk(
     at: slice,
     wanted: bool,
     rooms: tuple[Tensor | None, Tensor | None],
+    compiled: Compiled | None,
 ) -> Tensor:
     """Add a chunk to the terms' values, and return the gradient of its logits (before the head's transform).
 
@@ -293,18 +308,37 @@ def _add_chunk(
     """
     linear = positions.head.linear(positions.hidden[at].detach(), rooms[0])
     for block, teacher in positions.blocks(at, rooms[1]):
-        leaf = linear[block].detach().requires_grad_(wanted)
-        total = values.new_zeros(())
-        with torch.set_grad_enabled(wanted):
-            chunk = positions.chunk(leaf, teacher, at, block)
-            for index, share in enumerate(shares):
-                term, (scale, part) = share.term, share.of(chunk, within(at, block))
-                value = (term.objective(*part.arguments(term), **part.settings(term)) * scale).sum()
-                values[index] += value.detach()
-                total = total + term.coefficient * value
-        if wanted:
-            linear[block] = torch.autograd.grad(total, leaf)[0]
+        found = None
+        if compiled and block.stop - block.start == positions.whole_block:
+            found = _in_one(compiled, shares, positions.chunk(linear[block], teacher, at, block), within(at, block))
+        if found is None:
+            leaf = linear[block].detach().requires_grad_(wanted)
+            with torch.set_grad_enabled(wanted):
+                total, found = _by_autograd(shares, positions.chunk(leaf, teacher, at, block), within(at, block))
+            if wanted:
+                linear[block] = torch.autograd.grad(total, leaf)[0]
+        values += found
     return linear
+
+
+def _by_autograd(shares: Sequence[_Share], chunk: Chunk, at: slice) -> tuple[Tensor, Tensor]:
+    """The total, through which gradient flows, and the terms' values."""
+    values = []
+    for share in shares:
+        term, (scale, part) = share.term, share.of(chunk, at)
+        values.append((term.objective(*part.arguments(term), **part.settings(term)) * scale).sum())
+    total = chunk.student_logits.new_zeros((), dtype=values[0].dtype)
+    for share, value in zip(shares, values, strict=True):
+        total = total + share.term.coefficient * value
+    return total, torch.stack(values).detach()
+
+
+def _in_one(compiled: Compiled, shares: Sequence[_Share], chunk: Chunk, at: slice) -> Tensor | None:
+    """The terms' values, where a compiled function takes such a block."""
+    terms = [share.term for share in shares]
+    scales = [share.of(chunk, at)[0] for share in shares]
+    settings = [chunk.settings(term) for term in terms]
+    return compiled(terms, Block(chunk.student_logits, chunk.teacher, chunk.target_ids, scales, settings))
 
 
 def within(at: slice, block: slice) -> slice:

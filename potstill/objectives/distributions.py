@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from torch.autograd.function import once_differentiable
 
 from potstill.errors import ConfigError
@@ -82,7 +83,7 @@ class _WithRest(torch.autograd.Function):
         others, rest = log_q.exp().scatter_(-1, ids, 0.0), log_q.new_zeros(())
         mass = others.sum(-1, keepdim=True)
         small = torch.finfo(mass.dtype).tiny / torch.finfo(mass.dtype).eps
-        if mass.device.type != "cpu" or bool((mass < small).any()):  # to look would mean waiting elsewhere
+        if not can_look(mass) or bool((mass < small).any()):
             listed = log_q.scatter(-1, ids, -torch.inf)
             rest = listed.amax(-1, keepdim=True)
             rest = rest.masked_fill(rest.isneginf(), 0.0)
@@ -123,7 +124,7 @@ def check_sparse(student_logits: Tensor, teacher: TopK | Sampled, temperature: f
     it is of other positions or names tokens that the student does not have."""
     _same_places(student_logits, teacher.ids)
     # On an accelerator looking would mean waiting, and its own bounds check says so, if less kindly.
-    if teacher.ids.device.type == "cpu" and teacher.ids.numel() and int(teacher.ids.max()) >= student_logits.shape[-1]:
+    if can_look(teacher.ids) and teacher.ids.numel() and int(teacher.ids.max()) >= student_logits.shape[-1]:
         raise ValueError(
             f"the teacher names token {int(teacher.ids.max())} and the student has {student_logits.shape[-1]} logits: "
             "the two must share a vocabulary"
@@ -134,6 +135,12 @@ def check_sparse(student_logits: Tensor, teacher: TopK | Sampled, temperature: f
             "and cannot be brought to another without its other logits",
             f"set temperature to {teacher.temperature}, or take them again at {temperature}",
         )
+
+
+def can_look(values: Tensor) -> bool:
+    """Whether to go by what a tensor holds is cheap: on a processor, and where it holds something, which one that a
+    compiler follows does not."""
+    return values.device.type == "cpu" and not isinstance(values, FakeTensor)
 
 
 def kl_between(log_a: Float[Tensor, "*pos outcomes"], log_b: Float[Tensor, "*pos outcomes"]) -> Float[Tensor, "*pos"]:
@@ -204,7 +211,7 @@ def _expected(a: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
     which shows in the sum. Looking at that is cheap on a CPU, and on an accelerator means waiting.
     """
     value = (a * gap).sum(-1)
-    if value.device.type == "cpu" and bool(value.isfinite().all()):
+    if can_look(value) and bool(value.isfinite().all()):
         return value, gap
     gap = torch.where(a > 0, gap, 0.0)
     return (a * gap).sum(-1), gap

@@ -246,6 +246,9 @@ class Recipe(Section):
     seed: Index = 1
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"  # auto: the faster of the first two, measured
+    # What lies between the products of terms on logits; auto: where that is measured to be faster, and saves more than
+    # it takes.
+    compile: Literal["auto", "always", "never"] = "auto"
     baseline: Literal["none", "equal_time_sft"] = "none"
     result: str | None = None  # the stage whose student is the run's; the last one where unset
     reuse_stages: bool = True  # of several: one that another run has made, with the same models and rows, is taken over

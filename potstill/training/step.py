@@ -14,6 +14,7 @@ from potstill.errors import NumericsError
 from potstill.features.matching import Match, parameters_of
 from potstill.models.families import Family, evaluating
 from potstill.objectives.chunked import BoundTerm, Chunk, evaluate_terms, select
+from potstill.objectives.compiled import Compiled
 from potstill.sources.dataset import DatasetSource
 from potstill.sources.source import Share, Source
 from potstill.teachers.cache.cached import CachedTeacher
@@ -32,6 +33,7 @@ class LiveStream:
     source: Source
     teacher: SignalSource | None
     terms: tuple[LiveTerm, ...]
+    compiled: Compiled | None = None  # where what lies between the products of its terms is compiled
 
     @property
     def matches(self) -> tuple[Match, ...]:
@@ -152,7 +154,8 @@ def train_step(
                 matches = [term.match for term in micro.stream.terms]
                 total, term_values = evaluate(output, inside, signal, micro.batch, terms, matches)
             else:
-                total, term_values = evaluate_terms(output, signal, micro.batch, terms)
+                compiled = micro.stream.compiled
+                total, term_values = evaluate_terms(output, signal, micro.batch, terms, compiled=compiled)
             # The wrapper averages over processes; every term is already a share of a global mean, so undo it.
             (total * runtime.world_size).backward()
         values.append(term_values)

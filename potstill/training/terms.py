@@ -35,6 +35,11 @@ class LiveTerm:
         """The name of the term's value in the metrics, with its unit."""
         return f"train/{self.key}_nats" if self.spec.objective.in_nats else f"train/{self.key}"
 
+    @property
+    def changes(self) -> bool:
+        """Whether a setting of the objective is another one at other steps, or for other tokens."""
+        return bool(self._scheduled) or self.curriculum is not None
+
     def coefficient(self, progress: float) -> float:
         """What the term is multiplied by at a step with this share of the budget spent."""
         return self._coefficient.value(progress)

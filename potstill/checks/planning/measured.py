@@ -142,6 +142,7 @@ def _parts(bench: Bench, student: Student) -> Parts:
         folder=bench.run.path,
         seed=bench.recipe.seed,
         kept_channels=widths.get("hidden") if from_teacher else None,
+        compiles=bench.recipe.compile == "always",
     )
 
 

@@ -1,0 +1,121 @@
+"""When terms are compiled: where a training is long enough, and it is measured to be faster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from potstill import recipe
+from potstill.data.examples import Tokenised
+from potstill.objectives.compiled import Compiled
+from potstill.recipe import Stage
+from potstill.training import compiling
+from potstill.training.compiling import can_compile, positions_of, verdict
+from potstill.training.runtime import Runtime
+from potstill.training.terms import LiveTerm
+
+RUNTIME = Runtime(torch.device("cpu"), torch.float32)
+
+
+def stream(*terms: Any, **more: Any) -> recipe.Stream:
+    given = {"signal": "logits", "terms": [term if isinstance(term, dict) else {"objective": term} for term in terms]}
+    return recipe.Stream.model_validate(given | more)
+
+
+def live(spec: recipe.Stream) -> list[LiveTerm]:
+    return [LiveTerm(spec.name, term) for term in spec.terms]
+
+
+@pytest.mark.parametrize(
+    ("terms", "can"),
+    [
+        (["forward_kl"], True),
+        (["forward_kl", "cross_entropy"], True),
+        ([{"objective": "forward_kl", "coefficient": {"name": "linear", "start": 1.0, "end": 0.0}}], True),
+        ([{"objective": {"name": "skew_forward_kl", "skew": "curriculum"}}], False),
+        (["interpolated_forward_kl"], False),
+        (["forward_kl", "unlikelihood"], False),
+    ],
+)
+def test_terms_that_are_the_same_at_every_step_can_be_compiled(terms: list[Any], can: bool) -> None:
+    assert can_compile(live(stream(*terms))) is can
+
+
+class Timed:
+    """Trials that take as long as they are told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, before: float, after: float, left: str = ""):
+        self.asked: list[bool] = []
+
+        def seconds(_trial: Any, maker: Compiled | None) -> float:
+            self.asked.append(maker is not None)
+            if maker and left:
+                maker.left.append(left)
+            return after if maker else before
+
+        monkeypatch.setattr(compiling._Trial, "seconds", seconds)
+
+
+def test_a_short_training_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = Timed(monkeypatch, 1e-3, 1e-4)
+    found = verdict([stream("forward_kl")], 49_152, 10_000, RUNTIME)
+    assert (found.pays, found.why, timed.asked) == (False, "", [])
+
+
+def test_one_whose_terms_take_little_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = Timed(monkeypatch, 1e-5, 1e-6)
+    found = verdict([stream("forward_kl")], 49_152, 1_000_000, RUNTIME)
+    assert (found.pays, found.why, timed.asked) == (False, "", [False])
+
+
+@pytest.mark.parametrize(("after", "pays"), [(1.5e-4, True), (2.9e-4, False), (5e-4, False)])
+def test_it_pays_where_it_is_faster(monkeypatch: pytest.MonkeyPatch, after: float, pays: bool) -> None:
+    timed = Timed(monkeypatch, 3e-4, after)
+    found = verdict([stream("forward_kl")], 49_152, 1_000_000, RUNTIME)
+    assert found.pays is pays
+    assert ("2.0 times as fast" if pays else f"{3e-4 / after:.2f} times") in found.why
+    assert timed.asked == [False, True]
+
+
+def test_streams_count_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of 20 seconds each are more than 30; a third that cannot be compiled is not tried."""
+    timed = Timed(monkeypatch, 2e-4, 1e-4)
+    three = [stream("forward_kl"), stream("reverse_kl"), stream("forward_kl", "unlikelihood")]
+    assert not verdict(three[1:], 49_152, 100_000, RUNTIME).pays
+    assert verdict(three, 49_152, 100_000, RUNTIME).pays
+    assert timed.asked == [False, False, False, True, True]
+
+
+def test_where_there_is_no_compiler_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    Timed(monkeypatch, 3e-4, 1e-4, left="no working C++ compiler found")
+    found = verdict([stream("forward_kl")], 49_152, 1_000_000, RUNTIME)
+    assert not found.pays
+    assert found.why == "terms are not compiled: no working C++ compiler found"
+
+
+@pytest.mark.parametrize("signal", ["logits", {"name": "top_k", "k": 4}, "sampled", "none"])
+def test_a_trial_is_timed_for_every_signal(signal: Any) -> None:
+    spec = stream("cross_entropy" if signal == "none" else "forward_kl", signal=signal)
+    trial = compiling._Trial(spec, live(spec), 50, RUNTIME)
+    assert 0 < trial.seconds(None, repeats=1) < 1
+
+
+def test_positions_are_those_of_the_budget() -> None:
+    rows = [Tokenised(str(at), (1,), (2,) * (at % 3 + 1), "", "", truncated=False) for at in range(30)]
+
+    def positions(**budget: float) -> float:
+        spec = {"objective": "cross_entropy"}
+        given = {
+            "student": "m",
+            "streams": [{"signal": "none", "terms": [spec]}],
+            "budget": budget,
+            "batch": {"size": 8},
+        }
+        return positions_of(Stage.model_validate(given), rows)
+
+    assert positions(steps=10) == pytest.approx(10 * 8 * 2)
+    assert positions(epochs=2) == pytest.approx(2 * 30 * 2)
+    assert positions(tokens=500) == 500
+    assert positions(seconds=1000) == 0
