@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -19,12 +19,21 @@ from bench.measuring import Effort
 from bench.results import Result
 from potstill import objectives
 from potstill.objectives.chunked import BoundTerm, evaluate_terms
+from potstill.objectives.compiled import Compiled
 from potstill.types import Batch, Head, Live, StudentOutput
 
 OBJECTIVES = {"forward_kl": 0.0, "reverse_kl": 1.0, "jensen_shannon": 0.5}  # and TRL's name for each
 FLOOR, IN_PLACE, FULL, TRL = "4 products", "4 products in place", "full logits", "TRL chunked"
+AS_IT_COMES = "potstill, not compiled"
+FEW_POSITIONS = 32  # more than a block has at any of the vocabularies
 FLOOR_POSITIONS = 256  # in a product: enough for its best rate
 OF_FLOOR, OVER_TRL = 1 / 1.25, 2.0
+
+
+@cache
+def maker(_vocab: int) -> Compiled:
+    """What compiles for a vocabulary. It keeps what it has made."""
+    return Compiled()
 
 
 class Shape(NamedTuple):
@@ -111,13 +120,14 @@ def _memory(shape: Shape) -> list[Result]:
 
 
 def prepared(subject: str, vocab: int, hidden: int, positions: int, objective: str) -> Callable[[], float]:
-    """What is measured in a process of its own."""
+    """What is measured in a process of its own: after a first call on few positions, which may have to compile."""
+    Inputs(vocab, hidden, FEW_POSITIONS).gradients_of(losses(objective)[subject])
     return partial(Inputs(vocab, hidden, positions).gradients_of, losses(objective)[subject])
 
 
 def check(shape: Shape) -> None:
     """All subjects have the same loss and the same gradients. Raises: RuntimeError."""
-    inputs = Inputs(shape.vocab, shape.hidden, 32)
+    inputs = Inputs(shape.vocab, shape.hidden, FEW_POSITIONS)
     for objective in OBJECTIVES:
         values, gradients = {}, {}
         for name, loss in losses(objective).items():
@@ -136,7 +146,11 @@ def check(shape: Shape) -> None:
 
 def losses(objective: str) -> Mapping[str, Callable[[Inputs], Tensor]]:
     """Each subject's loss, a mean over positions."""
-    found = {"potstill": partial(ours, objective=objective), FULL: partial(full, objective=objective)}
+    found = {
+        "potstill": partial(ours, objective=objective, compiles=True),
+        AS_IT_COMES: partial(ours, objective=objective),
+        FULL: partial(full, objective=objective),
+    }
     return found | ({TRL: partial(trl_chunked, objective=objective)} if _has_trl() else {})
 
 
@@ -157,7 +171,7 @@ def four_products(inputs: Inputs, *, in_place: bool = False) -> None:
             del logits, reference
 
 
-def ours(inputs: Inputs, objective: str) -> Tensor:
+def ours(inputs: Inputs, objective: str, *, compiles: bool = False) -> Tensor:
     vocab, positions = inputs.weight.shape[0], inputs.states.shape[0]
     mask = torch.ones(1, positions, dtype=torch.bool)
     ids = torch.zeros(1, positions, dtype=torch.long)
@@ -165,7 +179,7 @@ def ours(inputs: Inputs, objective: str) -> Tensor:
     output = StudentOutput(inputs.states[None], Head(inputs.weight, None, None, vocab))
     signal = Live(inputs.teacher_states[None], Head(inputs.teacher_weight, None, None, vocab))
     term = BoundTerm(objective, getattr(objectives, objective), "teacher", 1.0, mask.float() / positions)
-    return evaluate_terms(output, signal, batch, [term])[0]
+    return evaluate_terms(output, signal, batch, [term], compiled=maker(vocab) if compiles else None)[0]
 
 
 def full(inputs: Inputs, objective: str) -> Tensor:

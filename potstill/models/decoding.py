@@ -15,6 +15,7 @@ from potstill.models.families import Family, evaluating
 from potstill.models.layout import is_encoder_decoder
 from potstill.models.positions import check_positions
 from potstill.models.products import Repeated, head_logits, suited_products
+from potstill.models.replayed import Record, Replayed, recorder_for
 from potstill.models.seq2seq_decoding import Seq2SeqDecoder
 from potstill.models.slots import EAGER, Decoder, SlotLayer, distinct_of
 
@@ -29,12 +30,13 @@ class CausalDecoder:
         family: the model; put it into evaluation mode first, and leave its weights alone while this is in use.
         slots: sequences at a time.
         capacity: tokens a sequence may have, prompt included.
+        record: what records its steps, to replay them; None leaves them as they are.
     Raises: ModelError for a model that has not as many positions, or layers of another kind.
     """
 
     start: int | None = None
 
-    def __init__(self, family: Family, slots: int, capacity: int):
+    def __init__(self, family: Family, slots: int, capacity: int, record: Record | None = None):
         self._config = family.model.config.get_text_config()
         check_decodable(self._config, capacity, 0)
         self._family = family
@@ -42,6 +44,7 @@ class CausalDecoder:
         self._cache = Cache(layers=list(self._layers))
         self._lengths: list[int] = []
         self._products = Repeated(family)
+        self._replayed = record and Replayed(self._logits, slots, capacity, family.model.device, record)
 
     @torch.no_grad()
     def admit(self, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "new vocab"]:
@@ -71,14 +74,13 @@ class CausalDecoder:
 
     @torch.no_grad()
     def step(self, tokens: Int[Tensor, " active"]) -> Float[Tensor, "active vocab"]:
-        at = torch.tensor(self._lengths, device=tokens.device)
-        width = max(self._lengths) + 1
-        self._begin(0, width, (torch.arange(len(at), device=tokens.device), at))
-        mask = _seen(self._config, at, width, self._family.model.dtype)
-        with self._products.body():
-            hidden = self._hidden(tokens[:, None], at[:, None], mask)
+        if self._replayed:
+            logits = self._replayed(tokens, self._lengths)
+        else:
+            at = torch.tensor(self._lengths, device=tokens.device)
+            logits = self._logits(tokens, at, max(self._lengths) + 1)
         self._lengths = [length + 1 for length in self._lengths]
-        return self._products.head(hidden[:, 0])
+        return logits
 
     def leave(self, place: int) -> None:
         last = len(self._lengths) - 1
@@ -87,6 +89,16 @@ class CausalDecoder:
                 layer.move(last, place, self._lengths[last])
             self._lengths[place] = self._lengths[last]
         self._lengths.pop()
+
+    def _logits(
+        self, tokens: Int[Tensor, " rows"], at: Int[Tensor, " rows"], width: int
+    ) -> Float[Tensor, "rows vocab"]:
+        """After a token at a column of each of the first slots, which see their own columns up to it."""
+        self._begin(0, width, (torch.arange(len(at), device=at.device), at))
+        mask = _seen(self._config, at, width, self._family.model.dtype)
+        with self._products.body():
+            hidden = self._hidden(tokens[:, None], at[:, None], mask)
+        return self._products.head(hidden[:, 0])
 
     def _begin(self, first: int, width: int, at: tuple[Tensor, Tensor] | None) -> None:
         for layer in self._layers:
@@ -111,7 +123,7 @@ def decoder_of(family: Family, slots: int, longest_prompt: int, max_new_tokens: 
     check_decodable(config, longest_prompt, max_new_tokens)
     if is_encoder_decoder(config):
         return Seq2SeqDecoder(family, slots, longest_prompt, max_new_tokens)
-    return CausalDecoder(family, slots, longest_prompt + max_new_tokens)
+    return CausalDecoder(family, slots, longest_prompt + max_new_tokens, recorder_for(family.model))
 
 
 def check_decodable(config: Any, longest_prompt: int, max_new_tokens: int) -> None:
