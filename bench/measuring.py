@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "transformers", "trl", "numpy")
+PACKAGES = ("torch", "transformers", "trl", "liger-kernel", "numpy")
 LEFT_OUT = 3  # the exit status of a subject that cannot be measured here
 WIDEST = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")  # what products gain from, the widest first
 
@@ -31,14 +31,17 @@ class LeftOut(Exception):
     """A benchmark, or one of its subjects, that cannot be measured here, and why."""
 
 
-def in_turns(subjects: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, tuple[float, ...]]:
-    """Processor seconds of each subject at each repeat. All have their turn before any has its next."""
+def in_turns(
+    subjects: Mapping[str, Callable[[], Any]], repeats: int, clock: Callable[[], float] = time.process_time
+) -> dict[str, tuple[float, ...]]:
+    """Seconds, of the processor unless by another clock, of each subject at each repeat. All have their turn before any
+    has its next."""
     found: dict[str, list[float]] = {name: [] for name in subjects}
     for _ in range(repeats):
         for name, subject in subjects.items():
-            begun = time.process_time()
+            begun = clock()
             subject()
-            found[name].append(time.process_time() - begun)
+            found[name].append(clock() - begun)
     return {name: tuple(seconds) for name, seconds in found.items()}
 
 

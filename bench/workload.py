@@ -96,7 +96,7 @@ def stream(
 
 def step(models: Models, *streams: LiveStream, dtype: torch.dtype = torch.float32, size: int = ROWS) -> float:
     """Potstill's optimiser step, and its loss."""
-    runtime, batching = Runtime(torch.device("cpu"), dtype), recipe.Batching(size=size)
+    runtime, batching = Runtime(models.student.model.device, dtype), recipe.Batching(size=size)
     result = train_step(
         models.student, models.student, models.optimizer, streams, batching, MAX_GRAD_NORM, runtime, progress=0.5
     )

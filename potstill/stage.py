@@ -139,6 +139,8 @@ def _closing(caches: Caches | None) -> Iterator[None]:
 def _parts(bench: Bench, training: Training, student: Student) -> Parts:
     caches = None
     if bench.teaching and training.stage.teacher:
+        for teacher in bench.teaching.all:
+            teacher.share_head(student.family.head)
         caches = Caches(training.stage, bench.teaching, bench.runtime, training.run.path, bench.recipe.seed)
     return Parts(
         caches=caches,

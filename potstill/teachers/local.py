@@ -44,6 +44,7 @@ class LocalTeacher:
         self._family: Family | None = family.requires_grad_(False).eval()
         self._load = load
         self._heads: dict[torch.device, Head] = {}  # on devices that are not its own, and of a model that is let go
+        self._shared: Head | None = None
 
     @property
     def family(self) -> Family:
@@ -62,12 +63,28 @@ class LocalTeacher:
         """Whether this is its own model."""
         return self._family is family
 
+    def share_head(self, head: Head) -> bool:
+        """Tell this head in place of its own, where it is the same to the last bit and nobody trains it: whether it is.
+
+        A student that was cut from its teacher, and whose embeddings are frozen, has such a one. The model can then be
+        let go with all of its weights.
+        """
+        own = self.head_on(head.weight.device)
+        trained = head.weight.requires_grad or (head.bias is not None and head.bias.requires_grad)
+        same = not trained and head.transform is None and own.transform is None and head.vocab_size == own.vocab_size
+        if same and _equal(head.weight, own.weight) and _equal(head.bias, own.bias):
+            self._shared = head
+            self._heads.clear()
+        return self._shared is head
+
     def unload(self) -> bool:
-        """Let the model go, but for its head; whether it did. It is loaded again when it is asked something."""
+        """Let the model go, but for its head, where that is its alone; whether it did. It is loaded again when it is
+        asked something."""
         if self._load is None or self._family is None:
             return False
         head = self._family.head
-        self._heads[head.weight.device] = head
+        if self._shared is None or self._shared.weight.device != head.weight.device:
+            self._heads[head.weight.device] = head
         self._family = None
         gc.collect()  # modules and their hooks point at each other
         return True
@@ -82,13 +99,22 @@ class LocalTeacher:
         return Live(hidden.to(device), self.head_on(device))
 
     def head_on(self, device: torch.device) -> Head:
-        """Its head on a device."""
+        """Its head on a device, or the one that it shares."""
+        if self._shared is not None and self._shared.weight.device == device:
+            return self._shared
         if device not in self._heads:
             head = self.family.head
             if head.weight.device == device:
                 return head
             self._heads[device] = head.to(device)
         return self._heads[device]
+
+
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    """To the last bit, and of one type."""
+    if one is None or other is None:
+        return one is other
+    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 class LookedInto:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 import potstill as package
 from potstill.errors import CacheError, ConfigError
+from potstill.teachers.local import LocalTeacher
 from tests import tiny
 from tests.e2e.conftest import SMALL, Command, as_arguments
 from tests.killing import Server, parting, prepare, result
@@ -61,6 +62,17 @@ def test_states_kept_as_they_are_make_the_same_student_bitwise(workspace: Path) 
     assert cost["teacher_tokens"] == count["asked_tokens"]
     less = json.loads((live / "cost.json").read_text())["flops"] - cost["flops"]
     assert less > 0  # what the teacher did not do again
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_student_that_was_cut_shares_its_frozen_head(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, frozen: bool
+) -> None:
+    shared: list[bool] = []
+    share = LocalTeacher.share_head
+    monkeypatch.setattr(LocalTeacher, "share_head", lambda *given: shared.append(share(*given)) or shared[-1])
+    train("shared", **{"student.freeze_embeddings": frozen}, **EXACT)
+    assert shared == [frozen]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@ to which everything can be moved, and from which nothing comes back, so each dir
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -84,6 +86,54 @@ def test_on_one_device_the_models_own_head_and_states_are_told(make: Any) -> Non
     teacher = Remembering(LocalTeacher(family))
     first, second = teacher.signal(batch), teacher.signal(batch)
     assert second.hidden is first.hidden  # from memory
+
+
+def unlike(head: Head, how: str) -> Head:
+    """A head that is another one, if only by a bit."""
+    if how == "trained":
+        return replace(head, weight=head.weight.clone().requires_grad_())
+    if how == "a bit":
+        weight = head.weight.clone()
+        weight[3, 1] = weight[3, 1].nextafter(torch.tensor(torch.inf))
+        return replace(head, weight=weight)
+    if how == "precision":
+        return replace(head, weight=head.weight.double())
+    if how == "bias":
+        return replace(head, bias=torch.zeros(len(head.weight)))
+    return replace(head, vocab_size=head.vocab_size - 1)
+
+
+def test_a_head_that_is_the_same_is_shared_and_outlives_the_teacher() -> None:
+    loads: list[Family] = []
+
+    def load() -> Family:
+        loads.append(family_of(tiny.llama(3)))
+        return loads[-1]
+
+    teacher, batch = LocalTeacher(load(), load), tiny.batch(LENGTHS)
+    own = weakref.ref(teacher.family.head.weight)
+    said = teacher.signal(batch)
+    logits = said.head(said.hidden)
+    head = replace(said.head, weight=said.head.weight.detach().clone())
+    assert teacher.share_head(head)
+    assert teacher.signal(batch).head is head
+    del said
+    assert teacher.unload()
+    loads.clear()
+    gc.collect()
+    assert own() is None  # nothing of it is left
+    assert teacher.head_on(CPU) is head
+    again = teacher.signal(batch)  # it is loaded again
+    assert again.head is head
+    assert torch.equal(again.head(again.hidden), logits)
+
+
+@pytest.mark.parametrize("how", ["trained", "a bit", "precision", "bias", "vocabulary"])
+def test_a_head_that_is_another_is_not_shared(how: str) -> None:
+    family = family_of(tiny.llama(3))
+    teacher = LocalTeacher(family)
+    assert not teacher.share_head(unlike(replace(family.head, weight=family.head.weight.detach()), how))
+    assert teacher.head_on(CPU).weight is family.head.weight
 
 
 class Told:
