@@ -183,7 +183,7 @@ def _with_compiling(
         teaching.vocab_size if teaching else output_rows(source, revision=revision, allow_remote_code=allow_remote_code)
     )
     found = runtime.share(
-        verdict(stage.streams, vocab_size, positions_of(stage, data.train) / runtime.world_size, runtime)
+        verdict(stage.streams, vocab_size, *positions_of(stage, data.train, runtime.world_size), runtime)
         if runtime.is_main
         else None
     )

@@ -27,6 +27,7 @@ from potstill.models import adapters
 from potstill.models.families import family_of, pack
 from potstill.models.loading import load
 from potstill.models.quiet import quiet
+from potstill.objectives.chunked import whole_block
 from potstill.run import MODELS, Run, remove_folder, write_text
 from potstill.sources.dataset import batches
 from potstill.sources.teacher_text import seconds_of
@@ -171,10 +172,13 @@ def _job(bench: Bench, training: Training, parts: Parts, terms: Sequence[Terms])
                 figures |= greedy_figures(student, bench.tokenizer, answered, asked, stage.data.target)
         return figures
 
+    if bench.recipe.compile == "always" and bench.runtime.is_main:
+        say("compiling terms, which takes some seconds")
     streams = build_streams(parts, terms)
     if bench.runtime.is_main:
         for stream in streams:
             _say_kept(stream)
+            _say_left(stream, wanted=bench.recipe.compile == "always")
         for why in parts.caches.left_out.values() if parts.caches else ():
             say(why)
     return Job(
@@ -232,12 +236,24 @@ def _say_read(streams: Sequence[LiveStream]) -> None:
         say(f"of what the teacher says to {stream.spec.name} {told}")
 
 
-def _say_not_compiled(streams: Sequence[LiveStream]) -> None:
-    """What was to be compiled and could not be."""
-    for stream in (stream for stream in streams if stream.compiled):
-        assert stream.compiled is not None
-        for why in stream.compiled.left:
-            say(f"terms of {stream.spec.name} were not compiled: {why}")
+def _say_left(stream: LiveStream, *, wanted: bool) -> None:
+    """Which terms were to be compiled and are not."""
+    if wanted and stream.compiled is None:
+        why = "they change from step to step, or look at more than one position's logits"
+        say(f"terms of the stream {stream.spec.name} are left to autograd: {why}")
+    elif stream.compiled and stream.compiled.left:
+        say(
+            f"terms of the stream {stream.spec.name} are left to autograd: {stream.compiled.left[0]}\n"
+            "where it is a compiler that is missing, install g++ or clang++; compile=never does not look for one"
+        )
+
+
+def _say_nothing_compiled(streams: Sequence[LiveStream], block: int) -> None:
+    """Which streams had functions and no use for them."""
+    for stream in streams:
+        if stream.compiled and not stream.compiled.left and not stream.compiled.num_taken:
+            needed = f"{block} response tokens in a micro-batch, all of which every term counts"
+            say(f"nothing of the stream {stream.spec.name} was compiled: it takes {needed}")
 
 
 def _say_kept(stream: LiveStream) -> None:
@@ -264,7 +280,7 @@ def _finish(bench: Bench, training: Training, state: State, student: Student, st
         prefix = "" if training.label == "student_after" else "baseline_"
         _add_cost(bench.run, prefix, state, streams)
         _say_read(streams)
-        _say_not_compiled(streams)
+        _say_nothing_compiled(streams, whole_block(student.family.vocab_size, bench.runtime.device))
         if not bench.run.eval_file(training.label).exists():
             loaded = load(str(training.run.student), dtype=bench.runtime.student_dtype, device=bench.runtime.device)
             exported = family_of(loaded.model, bench.vocab_size)
@@ -365,6 +381,9 @@ def _add_cost(run: Run, prefix: str, state: State, streams: Sequence[LiveStream]
         "teacher_tokens": state.teacher_tokens,
         "response_tokens": state.response_tokens,
     }
+    if compiled := [stream for stream in streams if stream.compiled]:
+        own["compiling_s"] = sum(stream.compiling_s for stream in compiled)
+        own["compiled_blocks"] = sum(stream.compiled.num_taken for stream in compiled if stream.compiled)
     if counts := [stream.cache.count for stream in streams if stream.cache]:
         own["teacher_cache_s"] = sum(count.others_seconds for count in counts)
         own["teacher_cache"] = {stream.spec.name: asdict(stream.cache.count) for stream in streams if stream.cache}

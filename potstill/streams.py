@@ -22,7 +22,6 @@ from potstill.data.prepare import Prepared
 from potstill.errors import ConfigError
 from potstill.inside import Looking, Terms, places_of, terms_of
 from potstill.models.families import Family
-from potstill.objectives.compiled import Compiled
 from potstill.sampling.distributions import Decoding
 from potstill.sampling.policies import Mixed, Policy, Single, Speculative
 from potstill.sampling.vllm import SyncedWriter, VllmWriter, check_syncable
@@ -37,7 +36,7 @@ from potstill.sources.teacher_text import Place, teacher_text
 from potstill.sources.text_stream import TextStreamSource
 from potstill.teachers.local import LocalTeacher, LookedInto, OncePerBatch, SignalSource
 from potstill.teachers.sparse import SparseTeacher
-from potstill.training.compiling import can_compile
+from potstill.training.compiling import can_compile, prepared
 from potstill.training.runtime import Runtime
 from potstill.training.step import LiveStream
 from potstill.types import Tap
@@ -165,8 +164,9 @@ def _stream(parts: Parts, spec: schema.Stream, terms: Terms) -> LiveStream:
     source = _source(parts, spec, judge)
     if parts.caches and teacher:
         teacher = parts.caches.behind(spec, teacher, rows_of(source))
-    compiled = Compiled() if parts.compiles and can_compile(terms) else None
-    return LiveStream(spec, source, teacher, terms, compiled)
+    if not parts.compiles or not can_compile(terms):
+        return LiveStream(spec, source, teacher, terms)
+    return LiveStream(spec, source, teacher, terms, *prepared(spec, parts.student.vocab_size, parts.runtime))
 
 
 def _looking(parts: Parts) -> Looking:

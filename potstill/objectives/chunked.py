@@ -141,8 +141,7 @@ class Positions:
     @property
     def whole_block(self) -> int:
         """The size of a block that is no remainder."""
-        most = min(self.chunk_size, block_size(self.head.vocab_size, self.hidden.device))
-        return most if self.hidden.device.type != "cpu" else min(most, TEACHER_CHUNK)
+        return min(self.chunk_size, whole_block(self.head.vocab_size, self.hidden.device))
 
     def reference(self, at: slice, room: Tensor | None = None) -> TeacherLogits | None:
         """What the teacher says of some positions."""
@@ -350,6 +349,12 @@ def positions_in_a_product(hidden: Tensor) -> int:
     """Positions in a matrix product: enough for adding to the head's gradient, ``vocab x hidden``, to stay cheap, and
     few enough for the logits of a chunk to stay small beside that gradient."""
     return max(GPU_CHUNK if hidden.is_cuda else MIN_CHUNK, hidden.shape[-1] // 4)
+
+
+def whole_block(vocab_size: int, device: torch.device) -> int:
+    """Positions of a block that is no remainder, where a chunk has as many."""
+    most = block_size(vocab_size, device)
+    return min(most, TEACHER_CHUNK) if device.type == "cpu" else most
 
 
 def block_size(vocab_size: int, device: torch.device) -> int:

@@ -21,7 +21,7 @@ from torch import Tensor
 from potstill.types import Sampled, TeacherLogits, TopK
 
 KINDS = 8  # of blocks, at most: where there are more, each is too seldom to be worth a compiler's seconds
-DRAWS = 16  # tokens drawn at a position are filled up to a multiple of it, that they may be of few kinds
+DRAWS = 64  # tokens drawn at a position are filled up to a multiple of it, that they may be of one kind mostly
 READS = ("teacher", "tokens", "student")  # what a term may look at: one position, and nothing beside the logits there
 
 InOne = Callable[..., tuple[Tensor, ...]]
@@ -52,11 +52,12 @@ class Block:
 class Compiled:
     """Functions of the blocks of a stream, each made when a block of its kind first comes.
 
-    ``left``: of what is left as it is, why.
+    ``num_taken`` blocks were theirs; ``left``: of what is left as it is, why.
     """
 
     def __init__(self) -> None:
         self._made: dict[Hashable, InOne | None] = {}
+        self.num_taken = 0
         self.left: list[str] = []
 
     def __call__(self, terms: Sequence[Term], block: Block) -> Float[Tensor, " terms"] | None:
@@ -72,7 +73,10 @@ class Compiled:
                 return None
             self._made[kind] = self._make(terms, block, tensors)
         made = self._made[kind]
-        return None if made is None else made(*tensors)[0]
+        if made is None:
+            return None
+        self.num_taken += 1
+        return made(*tensors)[0]
 
     def _make(self, terms: Sequence[Term], block: Block, tensors: Sequence[Tensor]) -> InOne | None:
         from torch._inductor import compile as written  # slow to import, and seldom wanted

@@ -18,7 +18,7 @@ from potstill.data.examples import Tokenised
 from potstill.objectives import sparse
 from potstill.objectives.chunked import evaluate_terms, positions_in_a_product
 from potstill.objectives.compiled import READS, Compiled
-from potstill.training.runtime import Runtime
+from potstill.training.runtime import Runtime, micro_size_of
 from potstill.training.terms import LiveTerm
 from potstill.types import Batch, Head, Live, StudentOutput, TeacherSignal
 
@@ -47,24 +47,26 @@ def can_compile(terms: Sequence[LiveTerm]) -> bool:
     )
 
 
-def verdict(streams: Sequence[recipe.Stream], vocab_size: int, positions: float, runtime: Runtime) -> Verdict:
+def verdict(
+    streams: Sequence[recipe.Stream], vocab_size: int, positions: float, at_once: int, runtime: Runtime
+) -> Verdict:
     """Whether compiling pays.
 
     Args:
         streams: of the stage. vocab_size: of the logits.
-        positions: of responses that each stream will evaluate in this process.
+        positions: of responses that each stream will evaluate in this process, ``at_once`` of them in a micro-batch.
         runtime: where, and in which precision.
     """
     found = [(spec, [LiveTerm(spec.name, term) for term in spec.terms]) for spec in streams]
     able = [(spec, terms) for spec, terms in found if can_compile(terms)]
     if not able or positions * vocab_size * len(able) * MOST_PER_LOGIT_S < WORTH_S:
         return Verdict(pays=False)
-    as_it_comes = [_Trial(spec, terms, vocab_size, runtime) for spec, terms in able]
-    before = sum(trial.seconds(None) for trial in as_it_comes)
+    trials = [_Trial(spec, terms, vocab_size, runtime, at_once) for spec, terms in able]
+    before = sum(trial.seconds(None) for trial in trials)
     if before * positions < WORTH_S:
         return Verdict(pays=False)
     makers = [Compiled() for _ in able]
-    after = sum(trial.seconds(maker) for trial, maker in zip(as_it_comes, makers, strict=True))
+    after = sum(trial.seconds(maker) for trial, maker in zip(trials, makers, strict=True))
     if left := [why for maker in makers for why in maker.left]:
         return Verdict(pays=False, why=f"terms are not compiled: {left[0]}")
     if before < MUST_GAIN * after:
@@ -74,28 +76,48 @@ def verdict(streams: Sequence[recipe.Stream], vocab_size: int, positions: float,
     return Verdict(pays=True, why=f"terms are compiled, which makes them {before / after:.1f} times as fast here")
 
 
-def positions_of(stage: recipe.Stage, rows: Sequence[Tokenised]) -> float:
-    """About how many response tokens a stage trains on; 0 where its budget does not say."""
+def prepared(spec: recipe.Stream, vocab_size: int, runtime: Runtime) -> tuple[Compiled, float]:
+    """What compiles the terms of a stream, with a function of its whole blocks made, and the seconds that took: before
+    training, whose time is for training."""
+    begun, compiled = time.perf_counter(), Compiled()
+    terms = [LiveTerm(spec.name, term) for term in spec.terms]
+    _Trial(spec, terms, vocab_size, runtime).seconds(compiled, repeats=1)
+    compiled.num_taken = 0
+    return compiled, time.perf_counter() - begun
+
+
+def positions_of(stage: recipe.Stage, rows: Sequence[Tokenised], world_size: int) -> tuple[float, int]:
+    """About how many response tokens a stage trains on in each process, and how many of them in a micro-batch; 0 where
+    its budget does not say."""
     few = rows[:LOOKED_AT]
     length, budget = sum(len(row.response_ids) for row in few) / len(few), stage.budget
+    at_once = round(micro_size_of(stage.batch, world_size) * length)
     if budget.tokens is not None:
-        return float(budget.tokens)
+        return budget.tokens / world_size, at_once
     if budget.steps is not None:
-        return budget.steps * stage.batch.size * length
-    return (budget.epochs or 0.0) * len(rows) * length
+        return budget.steps * stage.batch.size * length / world_size, at_once
+    return (budget.epochs or 0.0) * len(rows) * length / world_size, at_once
 
 
 class _Trial:
-    """The terms of a stream on states that are drawn, of as many positions as a matrix product takes."""
+    """The terms of a stream on states that are drawn, of as many positions as a matrix product takes, or fewer."""
 
-    def __init__(self, spec: recipe.Stream, terms: Sequence[LiveTerm], vocab_size: int, runtime: Runtime):
+    def __init__(
+        self,
+        spec: recipe.Stream,
+        terms: Sequence[LiveTerm],
+        vocab_size: int,
+        runtime: Runtime,
+        at_once: int | None = None,
+    ):
         generator, device = torch.Generator().manual_seed(0), runtime.device
 
         def drawn(*shape: int) -> torch.Tensor:
             return torch.randn(*shape, generator=generator).to(device, runtime.student_dtype)
 
         self._runtime = runtime
-        states = drawn(1, positions_in_a_product(drawn(1, WIDTH)), WIDTH)
+        most = positions_in_a_product(drawn(1, WIDTH))
+        states = drawn(1, most if at_once is None else max(1, min(most, at_once)), WIDTH)
         head = Head(drawn(vocab_size, WIDTH), None, None, vocab_size)
         mask = torch.ones(states.shape[:2], dtype=torch.bool, device=device)
         ids = torch.zeros(states.shape[:2], dtype=torch.long, device=device)

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from potstill import recipe
 from potstill.models.devices import device_named
 from potstill.models.loading import DTYPES
 
@@ -82,6 +83,11 @@ class Runtime:
     def barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier()
+
+
+def micro_size_of(batching: recipe.Batching, world_size: int) -> int:
+    """Rows of a micro-batch."""
+    return min(batching.size // world_size, 8) if batching.micro_size == "auto" else batching.micro_size
 
 
 def start(device: str = "auto", dtype: str = "auto") -> Runtime:

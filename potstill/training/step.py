@@ -19,7 +19,7 @@ from potstill.sources.dataset import DatasetSource
 from potstill.sources.source import Share, Source
 from potstill.teachers.cache.cached import CachedTeacher
 from potstill.teachers.local import OncePerBatch, SignalSource
-from potstill.training.runtime import Runtime
+from potstill.training.runtime import Runtime, micro_size_of
 from potstill.training.terms import LiveTerm
 from potstill.training.values import evaluate, run_student
 from potstill.types import Batch, Tap, TeacherSignal
@@ -34,6 +34,7 @@ class LiveStream:
     teacher: SignalSource | None
     terms: tuple[LiveTerm, ...]
     compiled: Compiled | None = None  # where what lies between the products of its terms is compiled
+    compiling_s: float = 0.0
 
     @property
     def matches(self) -> tuple[Match, ...]:
@@ -188,7 +189,7 @@ def _draw(
 
 def share_of(stream: LiveStream, batching: recipe.Batching, runtime: Runtime) -> Share:
     """This process's share of a stream's global batch."""
-    micro_size = min(batching.size // runtime.world_size, 8) if batching.micro_size == "auto" else batching.micro_size
+    micro_size = micro_size_of(batching, runtime.world_size)
     # The one objective whose value goes by what shares a micro-batch takes rows as they are drawn.
     goes_by_parts = any(isinstance(term.spec.objective, recipe.HiddenCorrelation) for term in stream.terms)
     return Share(batching.size, micro_size, runtime.rank, runtime.world_size, by_length=not goes_by_parts)

@@ -186,6 +186,7 @@ def _probed(bench: Bench, parts: Parts, terms: Any, clock: Clock, peaks: memory.
         with clock.of("teacher_text"):
             few = stage.model_copy(update={"budget": schema.Budget(steps=ceil(PROMPTS / stage.batch.size))})
             streams = build_streams(replace(parts, stage=few), terms)
+        clock.seconds.setdefault("compiling", sum(stream.compiling_s for stream in streams))
         probed = probe(replace(parts, stage=stage), streams, families, peaks.so_far)
         if any(is_kept(stage, stream) for stream in stage.streams):
             probed = then(probed, _reading(replace(parts, stage=stage), terms, families, peaks), _epoch(bench, stage))
