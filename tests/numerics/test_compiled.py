@@ -181,6 +181,13 @@ def test_more_kinds_than_there_may_be_are_autograds(counted: list[int], monkeypa
     assert counted == []
 
 
+def test_a_coefficient_is_as_precise_as_the_logits(counted: list[int]) -> None:
+    terms = [term("reverse_kl", coefficient=0.1), term("cross_entropy", "tokens", coefficient=1 / 3)]
+    same(evaluated(terms, Compiled(), dtype=torch.float64), evaluated(terms, None, dtype=torch.float64), 1e-14)
+    same(evaluated(terms, Compiled(), narrow=True), evaluated(terms, None, narrow=True), 1e-2)
+    assert counted == [128] * 4
+
+
 def test_a_kind_that_was_made_is_taken_when_there_may_be_no_more(
     counted: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
