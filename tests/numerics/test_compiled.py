@@ -40,6 +40,7 @@ def evaluated(
     dtype: torch.dtype = torch.float32,
     narrow: bool = False,
     head: Callable[[Head], Head] = lambda head: head,
+    chunk_size: int | None = None,
 ) -> list[Tensor]:
     """The total, the values, and the gradients of states and head."""
     drawn = torch.Generator().manual_seed(0)
@@ -55,7 +56,7 @@ def evaluated(
     terms = [replace(one, scale=one.scale.to(dtype)) for one in terms]
     output = StudentOutput(states, head(Head(weight, None, None, VOCAB)))
     with torch.autocast("cpu", torch.bfloat16) if narrow else nullcontext():
-        total, values = evaluate_terms(output, says(live), batch, terms, compiled=compiled)
+        total, values = evaluate_terms(output, says(live), batch, terms, chunk_size, compiled)
         total.backward()
     assert states.grad is not None
     assert weight.grad is not None
@@ -206,7 +207,7 @@ def test_a_block_of_a_larger_vocabulary_is_smaller(counted: list[int], monkeypat
 
 
 def test_settings_and_scales_are_each_terms_own(counted: list[int]) -> None:
-    """Terms with settings at each position, by two names, and one with none between them."""
+    """Terms with settings at each position, by two names, and one with none between them; in two chunks."""
 
     def of_both(student: Tensor, teacher: Tensor, lean: Tensor) -> Tensor:
         return objectives.forward_kl(student, teacher) * lean
@@ -223,7 +224,7 @@ def test_settings_and_scales_are_each_terms_own(counted: list[int]) -> None:
         replace(one, objective=of_both, settings={"lean": at.sin()}),
     ]
     made = Compiled()
-    same(evaluated(terms, made), evaluated(terms, None), 2e-6)
+    same(evaluated(terms, made, chunk_size=128), evaluated(terms, None), 2e-6)
     assert counted == [128, 128]
     assert len(made._made) == 1
 
