@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -111,7 +112,8 @@ def test_processes_settle_it_together(monkeypatch: pytest.MonkeyPatch, tmp_path:
     """The main one measures for its share of the train rows; another measures nothing, and does as it is told."""
     auto = recipe_io.load("kd", methods=METHODS)
     rows = [Tokenised(str(at), (1,), (2,) * 5, "", "", truncated=False) for at in range(40)]
-    data: Any = SimpleNamespace(train=rows, validation=rows[:2], heldout=rows[:1])
+    longer = [replace(row, response_ids=(2,) * 9) for row in rows[:4]]
+    data: Any = SimpleNamespace(train=rows, validation=longer, heldout=longer)
     teaching: Any = SimpleNamespace(vocab_size=70)
     asked: list[Any] = []
 

@@ -76,6 +76,18 @@ def test_what_is_replayed_is_what_is_run(kind: str, policy: Policy) -> None:
     assert tracer.replayed > 4 * tracer.recorded
 
 
+def test_what_was_recorded_of_one_sequence_is_replayed_of_several() -> None:
+    one, tracer = Causal(tiny.llama(3).double()), Tracer()
+    both = CausalDecoder(one, 3, 20, tracer), CausalDecoder(one, 3, 20)
+    for prompts, tokens in (([[5, 6]], [1]), ([[7], [8, 9, 10]], [2, 3, 4]), ([], [5, 6, 7])):
+        for each in both:
+            if prompts:
+                each.admit(prompts)
+        found, expected = (each.step(torch.tensor(tokens)) for each in both)
+        torch.testing.assert_close(found, expected)
+    assert (tracer.recorded, tracer.replayed) == (1, 3)
+
+
 def test_weights_are_read_anew_at_every_replay() -> None:
     """As an optimiser changes them: where they are."""
     one = Causal(tiny.llama(3).double())
