@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,10 +13,11 @@ import torch
 
 import potstill
 from potstill import bench, recipe_io
+from potstill.data.examples import Tokenised
 from potstill.objectives.compiled import Compiled
 from potstill.recipes import METHODS
 from potstill.run import Run
-from potstill.training import trainer
+from potstill.training import compiling, trainer
 from potstill.training.compiling import Verdict
 from potstill.training.runtime import Runtime
 from tests.e2e.conftest import SMALL
@@ -103,6 +106,34 @@ def test_a_stage_that_was_begun_keeps_to_what_its_own_recipe_says(tmp_path: Path
     nothing: Any = None  # no rows and no models: they are not asked
     settled = bench._with_compiling(auto, begun, runtime, nothing, nothing, allow_remote_code=False)
     assert settled.compile == ("always" if was == "always" else "never")
+
+
+def test_processes_settle_it_together(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The main one measures for its share of the train rows; another measures nothing, and does as it is told."""
+    auto = recipe_io.load("kd", methods=METHODS)
+    rows = [Tokenised(str(at), (1,), (2,) * 5, "", "", truncated=False) for at in range(40)]
+    longer = [replace(row, response_ids=(2,) * 9) for row in rows[:4]]
+    data: Any = SimpleNamespace(train=rows, validation=longer, heldout=longer)
+    teaching: Any = SimpleNamespace(vocab_size=70)
+    asked: list[Any] = []
+
+    def measured(streams: Any, vocab_size: int, positions: float, runtime: Runtime) -> Verdict:
+        asked.append((streams, vocab_size, positions))
+        return Verdict(pays=True)
+
+    def broadcast(box: list[Any]) -> None:
+        if box[0] is None:
+            box[0] = Verdict(pays=True)
+
+    monkeypatch.setattr(bench, "verdict", measured)
+    monkeypatch.setattr("torch.distributed.broadcast_object_list", broadcast)
+    for rank in (0, 1):
+        runtime = Runtime(torch.device("cpu"), torch.float32, rank=rank, world_size=2)
+        settled = bench._with_compiling(auto, Run(tmp_path / "run"), runtime, data, teaching, allow_remote_code=False)
+        assert settled.compile == "always"
+        assert len(asked) == 1
+    assert asked == [(auto.stage.streams, 70, compiling.positions_of(auto.stage, rows) / 2)]
+    assert asked[0][2] > 0
 
 
 def test_a_short_run_is_not_compiled(workspace: Path, in_one: list[bool]) -> None:

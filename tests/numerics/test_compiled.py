@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from potstill import objectives
+from potstill.errors import ConfigError
+from potstill.objectives import chunked, sparse
 from potstill.objectives import compiled as compiling
-from potstill.objectives import sparse
 from potstill.objectives.chunked import BoundTerm, evaluate_terms
-from potstill.objectives.compiled import Compiled
-from potstill.types import Batch, Dense, Head, Live, StudentOutput, TeacherSignal
+from potstill.objectives.compiled import Block, Compiled
+from potstill.types import Batch, Dense, Head, Live, Sampled, StudentOutput, TeacherLogits, TeacherSignal, TopK
 
 pytestmark = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="there is no C++ compiler")
 
@@ -39,6 +40,7 @@ def evaluated(
     dtype: torch.dtype = torch.float32,
     narrow: bool = False,
     head: Callable[[Head], Head] = lambda head: head,
+    chunk_size: int | None = None,
 ) -> list[Tensor]:
     """The total, the values, and the gradients of states and head."""
     drawn = torch.Generator().manual_seed(0)
@@ -54,7 +56,7 @@ def evaluated(
     terms = [replace(one, scale=one.scale.to(dtype)) for one in terms]
     output = StudentOutput(states, head(Head(weight, None, None, VOCAB)))
     with torch.autocast("cpu", torch.bfloat16) if narrow else nullcontext():
-        total, values = evaluate_terms(output, says(live), batch, terms, compiled=compiled)
+        total, values = evaluate_terms(output, says(live), batch, terms, chunk_size, compiled)
         total.backward()
     assert states.grad is not None
     assert weight.grad is not None
@@ -180,6 +182,134 @@ def test_more_kinds_than_there_may_be_are_autograds(counted: list[int], monkeypa
     assert counted == []
 
 
+def test_a_coefficient_is_as_precise_as_the_logits(counted: list[int]) -> None:
+    terms = [term("reverse_kl", coefficient=0.1), term("cross_entropy", "tokens", coefficient=1 / 3)]
+    same(evaluated(terms, Compiled(), dtype=torch.float64), evaluated(terms, None, dtype=torch.float64), 1e-14)
+    same(evaluated(terms, Compiled(), narrow=True), evaluated(terms, None, narrow=True), 1e-2)
+    assert counted == [128] * 4
+
+
+def test_a_kind_that_was_made_is_taken_when_there_may_be_no_more(
+    counted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiling, "KINDS", 1)
+    made = Compiled()
+    for name, taken in (("forward_kl", 2), ("reverse_kl", 2), ("forward_kl", 4)):
+        evaluated([term(name)], made)
+        assert len(counted) == taken
+
+
+def test_a_block_of_a_larger_vocabulary_is_smaller(counted: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 128 positions that a teacher speaks of at once, 50 fit into a cache twice; 28 remain, and the last 44."""
+    monkeypatch.setattr(chunked, "CPU_BLOCK", 50 * VOCAB)
+    evaluated([term("forward_kl")], Compiled())
+    assert counted == [50] * 4
+
+
+def test_settings_and_scales_are_each_terms_own(counted: list[int]) -> None:
+    """Terms with settings at each position, by two names, and one with none between them; in two chunks."""
+
+    def of_both(student: Tensor, teacher: Tensor, lean: Tensor) -> Tensor:
+        return objectives.forward_kl(student, teacher) * lean
+
+    def of_tokens(student: Tensor, tokens: Tensor, lift: Tensor) -> Tensor:
+        return objectives.cross_entropy(student, tokens) * lift
+
+    at = torch.arange(POSITIONS, dtype=torch.float32)[None]
+    one, two, three = term("forward_kl"), term("reverse_kl", coefficient=0.5), term("cross_entropy", "tokens", 0.25)
+    terms = [
+        replace(one, objective=of_both, settings={"lean": at.cos()}),
+        replace(two, scale=two.scale.flip(1)),
+        replace(three, objective=of_tokens, scale=three.scale.square(), settings={"lift": at.sin()}),
+        replace(one, objective=of_both, settings={"lean": at.sin()}),
+    ]
+    made = Compiled()
+    same(evaluated(terms, made, chunk_size=128), evaluated(terms, None), 2e-6)
+    assert counted == [128, 128]
+    assert len(made._made) == 1
+
+
+def pieces(teacher: TeacherLogits | None, dtype: torch.dtype = torch.float32) -> Block:
+    drawn = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, VOCAB, generator=drawn).to(dtype)
+    return Block(logits, teacher, torch.arange(4), [torch.ones(4, dtype=dtype)], [{}])
+
+
+def test_blocks_that_a_function_does_not_fit_are_of_another_kind(counted: list[int]) -> None:
+    """One function reads memory in one order, numbers of one precision, and one form of a teacher."""
+    logits = torch.randn(VOCAB, 4, generator=torch.Generator().manual_seed(1))
+    ids, three = torch.arange(3).expand(4, 3).contiguous(), torch.full((4, 3), -2.0)
+    blocks = [
+        pieces(logits.T.contiguous()),
+        pieces(logits.T),
+        pieces(logits.T.contiguous().bfloat16()),
+        pieces(logits.T.contiguous(), torch.bfloat16),
+        pieces(TopK(ids, three, three[:, 0])),
+        pieces(TopK(ids, three, three[:, 0], 2.0)),
+        pieces(TopK(ids.int(), three, three[:, 0])),
+    ]
+    made, one = Compiled(), [term("entropy", "student")]  # it takes whatever a teacher says
+    for count, block in enumerate(blocks, start=1):
+        made(one, block)
+        assert len(made._made) == count
+
+
+def test_settings_by_other_names_are_of_another_kind(counted: list[int]) -> None:
+    def scaled(student: Tensor, one: Tensor | float = 1.0, other: Tensor | float = 1.0) -> Tensor:
+        return objectives.entropy(student) * one + other
+
+    made, mine = Compiled(), [replace(term("entropy", "student"), objective=scaled)]
+    values = []
+    for name in ("one", "other"):
+        found = made(mine, replace(pieces(None), settings=[{name: torch.full((4,), 2.0)}]))
+        assert found is not None
+        values.append(found.item())
+    expected = objectives.entropy(pieces(None).logits).sum().item()
+    assert values == pytest.approx([2 * expected + 4, expected + 8])
+
+
+def test_a_teacher_at_another_temperature_is_refused_behind_one_that_is_not(counted: list[int]) -> None:
+    made, terms = Compiled(), [term("forward_kl", temperature=2.0)]
+
+    def says(live: Live, temperature: float = 2.0) -> TeacherSignal:
+        return sparse.top_k(live.head(live.hidden), 6, temperature=temperature)
+
+    same(evaluated(terms, made, says=says), evaluated(terms, None, says=says), 2e-6)
+    with pytest.raises(ConfigError, match=r"taken at temperature 1\.0"):
+        evaluated(terms, made, says=partial(says, temperature=1.0))
+
+
+def test_what_is_drawn_is_filled_up_where_it_is_no_multiple_and_only_there() -> None:
+    for draws, filled in ((1, 16), (15, 16), (16, 16), (17, 32), (32, 32)):
+        said = Sampled(torch.ones(4, draws, dtype=torch.long), torch.full((4, draws), 0.5), 1.5)
+        found = compiling._filled_up(pieces(said)).teacher
+        assert isinstance(found, Sampled)
+        assert found.ids.shape == found.weights.shape == (4, filled)
+        assert found.weights[:, draws:].count_nonzero() == 0
+        assert found.temperature == 1.5
+
+
+def test_without_a_gradient_nothing_is_compiled(counted: list[int]) -> None:
+    """The compiled function writes one over the logits, wanted or not."""
+    with torch.no_grad():
+        states = torch.randn(1, POSITIONS, WIDTH, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(1, POSITIONS, dtype=torch.bool)
+    ids = torch.zeros(1, POSITIONS, dtype=torch.long)
+    batch = Batch(ids[:, :1], mask[:, :1], ids, mask, ("drawn",))
+    output = StudentOutput(states, Head(torch.eye(VOCAB, WIDTH), None, None, VOCAB))
+    evaluate_terms(output, None, batch, [term("entropy", "student")], compiled=Compiled())
+    assert counted == []
+
+
+def test_settings_that_are_no_numbers_are_autograds(counted: list[int]) -> None:
+    def listed(student: Tensor, weights: list[float]) -> Tensor:
+        return objectives.entropy(student) * sum(weights)
+
+    terms, made = [replace(term("entropy", "student"), objective=partial(listed, weights=[1.0, 2.0]))], Compiled()
+    same(evaluated(terms, made), evaluated(terms, None), 0)
+    assert counted == []
+
+
 def test_what_one_position_does_not_say_is_autograds(counted: list[int]) -> None:
     """Terms that count some positions only, a head that changes its logits, and what looks at more than a position."""
     part = term("cross_entropy", "tokens")
@@ -217,6 +347,8 @@ def test_what_cannot_be_compiled_stays_as_it_is_and_says_why() -> None:
     one = replace(term("forward_kl"), objective=looks)
     made = Compiled()
     same(evaluated([one], made), evaluated([one], None), 0)
-    (why,) = made.left
+    (why,) = made.left  # of two blocks, as below of two steps: it is tried once
+    same(evaluated([one], made), evaluated([one], None), 0)
+    assert made.left == [why]
     assert why
     assert "\n" not in why

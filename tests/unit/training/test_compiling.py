@@ -9,12 +9,14 @@ import torch
 
 from potstill import recipe
 from potstill.data.examples import Tokenised
-from potstill.objectives.compiled import Compiled
+from potstill.objectives.chunked import MIN_CHUNK, TEACHER_CHUNK
+from potstill.objectives.compiled import Block, Compiled
 from potstill.recipe import Stage
 from potstill.training import compiling
 from potstill.training.compiling import can_compile, positions_of, verdict
 from potstill.training.runtime import Runtime
 from potstill.training.terms import LiveTerm
+from potstill.types import Sampled, TopK
 
 RUNTIME = Runtime(torch.device("cpu"), torch.float32)
 
@@ -41,6 +43,11 @@ def live(spec: recipe.Stream) -> list[LiveTerm]:
 )
 def test_terms_that_are_the_same_at_every_step_can_be_compiled(terms: list[Any], can: bool) -> None:
     assert can_compile(live(stream(*terms))) is can
+
+
+def test_what_has_credit_of_its_own_and_what_has_no_terms_is_not_compiled() -> None:
+    assert not can_compile([LiveTerm("data", recipe.Term.model_validate({"objective": "policy_gradient"}))])
+    assert not can_compile([])
 
 
 class Timed:
@@ -88,6 +95,14 @@ def test_streams_count_together(monkeypatch: pytest.MonkeyPatch) -> None:
     assert timed.asked == [False, False, False, True, True]
 
 
+def test_streams_count_together_before_anything_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = Timed(monkeypatch, 1e-2, 1e-3)
+    enough = 20.0 / (49_152 * compiling.MOST_PER_LOGIT_S)  # positions of two streams, and of no single one
+    assert not verdict([stream("forward_kl")], 49_152, enough, RUNTIME).pays
+    assert timed.asked == []
+    assert verdict([stream("forward_kl"), stream("reverse_kl")], 49_152, enough, RUNTIME).pays
+
+
 def test_where_there_is_no_compiler_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     Timed(monkeypatch, 3e-4, 1e-4, left="no working C++ compiler found")
     found = verdict([stream("forward_kl")], 49_152, 1_000_000, RUNTIME)
@@ -100,6 +115,60 @@ def test_a_trial_is_timed_for_every_signal(signal: Any) -> None:
     spec = stream("cross_entropy" if signal == "none" else "forward_kl", signal=signal)
     trial = compiling._Trial(spec, live(spec), 50, RUNTIME)
     assert 0 < trial.seconds(None, repeats=1) < 1
+
+
+class Offered(Compiled):
+    """Takes no block, and keeps what it was offered."""
+
+    def __init__(self) -> None:
+        self.blocks: list[Block] = []
+
+    def __call__(self, terms: Any, block: Block) -> None:
+        self.blocks.append(block)
+
+
+@pytest.mark.parametrize(
+    ("signal", "teacher"),
+    [
+        ("logits", torch.Tensor),
+        ({"name": "top_k", "k": 4, "temperature": 2.0}, TopK),
+        ({"name": "sampled", "draws": 30, "temperature": 2.0}, Sampled),
+    ],
+)
+def test_a_trial_is_of_whole_blocks_of_what_a_stream_is_told(signal: Any, teacher: type) -> None:
+    """A maker that is offered nothing would be timed as fast as none."""
+    spec = stream({"objective": {"name": "forward_kl", "temperature": 2.0}}, signal=signal)
+    maker = Offered()
+    compiling._Trial(spec, live(spec), 50, RUNTIME).seconds(maker, repeats=1)
+    assert len(maker.blocks) == 2 * 2  # once to warm up, of two blocks each
+    for block in maker.blocks:
+        assert isinstance(block.teacher, teacher)
+        assert block.logits.shape == (TEACHER_CHUNK, 50)
+        if isinstance(block.teacher, TopK):
+            assert block.teacher.ids.shape[-1] == 4
+        if isinstance(block.teacher, Sampled):
+            torch.testing.assert_close(block.teacher.weights.sum(-1), torch.ones(TEACHER_CHUNK))
+            assert block.teacher.weights[block.teacher.weights > 0].min() == pytest.approx(1 / 30)
+
+
+def test_a_trial_takes_the_best_time_and_not_the_one_in_which_it_was_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, takes = [0.0], iter([90.0, 5.0, 3.0, 4.0])
+
+    def evaluate(*_: Any, **__: Any) -> Any:
+        clock[0] += next(takes)
+        return None, torch.zeros(1)
+
+    monkeypatch.setattr(compiling, "evaluate_terms", evaluate)
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    spec = stream("forward_kl")
+    assert compiling._Trial(spec, live(spec), 50, RUNTIME).seconds(None) == pytest.approx(3.0 / MIN_CHUNK)
+
+
+def test_positions_of_many_rows_are_told_from_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "LOOKED_AT", 3)
+    rows = [Tokenised(str(at), (1,), (2,) * (at + 1), "", "", truncated=False) for at in range(30)]
+    spec = {"student": "m", "streams": [{"signal": "none", "terms": [{"objective": "cross_entropy"}]}]}
+    assert positions_of(Stage.model_validate(spec | {"budget": {"epochs": 3}}), rows) == pytest.approx(3 * 30 * 2)
 
 
 def test_positions_are_those_of_the_budget() -> None:
