@@ -68,17 +68,19 @@ class Replayed:
 
 def on_gpu(step: Step, tokens: Int[Tensor, " slots"], columns: Int[Tensor, " slots"]) -> Callable[[], Tensor]:
     """A CUDA graph; the function as it is where it does what a graph cannot, as a mixture of experts does."""
+    here = torch.cuda.current_stream()
     try:
         beside = torch.cuda.Stream()
-        beside.wait_stream(torch.cuda.current_stream())
+        beside.wait_stream(here)
         with torch.cuda.stream(beside):
             for _ in range(WARM_UP):
                 step(tokens, columns)
-        torch.cuda.current_stream().wait_stream(beside)
+        here.wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             output = step(tokens, columns)
     except RuntimeError:
+        torch.cuda.set_stream(here)  # a capture that fails leaves its own behind
         return partial(step, tokens, columns)
 
     def again() -> Tensor:

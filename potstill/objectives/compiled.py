@@ -20,7 +20,6 @@ from torch import Tensor
 
 from potstill.types import Sampled, TeacherLogits, TopK
 
-KINDS = 8  # of blocks, at most: where there are more, each is too seldom to be worth a compiler's seconds
 DRAWS = 64  # tokens drawn at a position are filled up to a multiple of it, that they may be of one kind mostly
 READS = ("teacher", "tokens", "student")  # what a term may look at: one position, and nothing beside the logits there
 
@@ -66,11 +65,9 @@ class Compiled:
         block = _filled_up(block)
         tensors = _tensors(terms, block)
         kind = _kind(terms, block, tensors)
-        if kind is None:
+        if kind is None or _names_others(block):
             return None
         if kind not in self._made:
-            if len(self._made) >= KINDS:
-                return None
             self._made[kind] = self._make(terms, block, tensors)
         made = self._made[kind]
         if made is None:
@@ -142,6 +139,14 @@ def _with_tensors(teacher: TeacherLogits | None, tensors: Sequence[Tensor]) -> T
 
 def _names(teacher: TopK | Sampled) -> list[str]:
     return [field.name for field in fields(teacher) if field.name != "temperature"]
+
+
+def _names_others(block: Block) -> bool:
+    """Whether ids are beyond the vocabulary. Autograd's functions say which; a compiled one ends the process."""
+    ids = [block.target_ids, *([] if isinstance(block.teacher, Tensor | None) else [block.teacher.ids])]
+    if block.logits.device.type != "cpu":  # to look would mean waiting, and there an assertion of the device's says so
+        return False
+    return any(part.numel() and not 0 <= int(part.min()) <= int(part.max()) < block.logits.shape[-1] for part in ids)
 
 
 def _filled_up(block: Block) -> Block:

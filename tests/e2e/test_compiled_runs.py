@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -117,8 +118,8 @@ def test_processes_settle_it_together(monkeypatch: pytest.MonkeyPatch, tmp_path:
     teaching: Any = SimpleNamespace(vocab_size=70)
     asked: list[Any] = []
 
-    def measured(streams: Any, vocab_size: int, positions: float, runtime: Runtime) -> Verdict:
-        asked.append((streams, vocab_size, positions))
+    def measured(streams: Any, vocab_size: int, positions: float, at_once: int, runtime: Runtime) -> Verdict:
+        asked.append((streams, vocab_size, (positions, at_once)))
         return Verdict(pays=True)
 
     def broadcast(box: list[Any]) -> None:
@@ -132,8 +133,8 @@ def test_processes_settle_it_together(monkeypatch: pytest.MonkeyPatch, tmp_path:
         settled = bench._with_compiling(auto, Run(tmp_path / "run"), runtime, data, teaching, allow_remote_code=False)
         assert settled.compile == "always"
         assert len(asked) == 1
-    assert asked == [(auto.stage.streams, 70, compiling.positions_of(auto.stage, rows) / 2)]
-    assert asked[0][2] > 0
+    assert asked == [(auto.stage.streams, 70, compiling.positions_of(auto.stage, rows, 2))]
+    assert asked[0][2][0] > 0
 
 
 def test_a_short_run_is_not_compiled(workspace: Path, in_one: list[bool]) -> None:
@@ -149,4 +150,25 @@ def test_a_run_without_a_compiler_is_finished_and_says_so(
 
     monkeypatch.setattr("torch._inductor.compile", no_compiler)
     potstill.train("kd", **COMPILED, compile="always", run="without")
-    assert "terms of data were not compiled: no working C++ compiler found\n" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "terms of the stream data are left to autograd: no working C++ compiler found\nwhere it is a" in said
+    assert said.index("are left to autograd") < said.index("kd: step 1")
+    cost = json.loads((Path("runs/without") / "cost.json").read_text())
+    assert cost["compiled_blocks"] == 0
+
+
+def test_a_run_with_nothing_to_compile_says_so(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = COMPILED | {"batch": 4, "budget.steps": 2}  # some hundred response tokens
+    potstill.train("kd", **few, compile="always", run="few")
+    needed = "it takes 128 response tokens in a micro-batch, all of which every term counts"
+    assert f"nothing of the stream data was compiled: {needed}" in capsys.readouterr().err
+    potstill.train("taid", **SMALL | {"batch": 16, "budget.steps": 2}, compile="always", run="changing")
+    assert "terms of the stream data are left to autograd: they change from step to step" in capsys.readouterr().err
+
+
+def test_compiling_is_not_training(workspace: Path, in_one: list[bool]) -> None:
+    """Functions are there before the first step is, and take no time from it."""
+    potstill.train("kd", **COMPILED | {"budget.steps": 3}, compile="always", run="timed")
+    cost = json.loads((Path("runs/timed") / "cost.json").read_text())
+    assert cost["compiled_blocks"] >= 3
+    assert 0 < cost["training_s"] < cost["compiling_s"]

@@ -41,6 +41,7 @@ def evaluated(
     narrow: bool = False,
     head: Callable[[Head], Head] = lambda head: head,
     chunk_size: int | None = None,
+    beyond: bool = False,
 ) -> list[Tensor]:
     """The total, the values, and the gradients of states and head."""
     drawn = torch.Generator().manual_seed(0)
@@ -52,6 +53,8 @@ def evaluated(
     live = Live(normal(1, POSITIONS, WIDTH), Head(normal(VOCAB, WIDTH), None, None, VOCAB))
     mask = torch.ones(1, POSITIONS, dtype=torch.bool)
     ids = torch.randint(VOCAB, (1, POSITIONS), generator=drawn)
+    if beyond:
+        ids[0, 150] = VOCAB
     batch = Batch(ids[:, :1], mask[:, :1], ids, mask, ("drawn",))
     terms = [replace(one, scale=one.scale.to(dtype)) for one in terms]
     output = StudentOutput(states, head(Head(weight, None, None, VOCAB)))
@@ -161,25 +164,15 @@ def test_a_coefficient_may_change_and_a_setting_makes_another_function(counted: 
 
 def test_draws_of_any_number_up_to_a_multiple_are_one_kind(counted: list[int]) -> None:
     made, terms = Compiled(), [term("forward_kl")]
-    for few in (17, 20, 31):
+    for few in (17, 20, 61):
 
         def says(live: Live, few: int = few) -> TeacherSignal:
             return sparse.draw(live.head(live.hidden), few, generator=torch.Generator().manual_seed(1))
 
         same(evaluated(terms, made, says=says), evaluated(terms, None, says=says), 2e-6)
     widths = {kind[-1][-1][0][-1] for kind in made._made}  # type: ignore[index]
-    assert len(widths) == len(made._made) <= 2
-    assert all(width % compiling.DRAWS == 0 for width in widths)
-
-
-def test_more_kinds_than_there_may_be_are_autograds(counted: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiling, "KINDS", 1)
-    made = Compiled()
-    evaluated([term("forward_kl")], made)
-    del counted[:]
-    terms = [term("reverse_kl")]
-    same(evaluated(terms, made), evaluated(terms, None), 0)
-    assert counted == []
+    assert widths == {compiling.DRAWS}
+    assert len(made._made) == 1
 
 
 def test_a_coefficient_is_as_precise_as_the_logits(counted: list[int]) -> None:
@@ -187,16 +180,6 @@ def test_a_coefficient_is_as_precise_as_the_logits(counted: list[int]) -> None:
     same(evaluated(terms, Compiled(), dtype=torch.float64), evaluated(terms, None, dtype=torch.float64), 1e-14)
     same(evaluated(terms, Compiled(), narrow=True), evaluated(terms, None, narrow=True), 1e-2)
     assert counted == [128] * 4
-
-
-def test_a_kind_that_was_made_is_taken_when_there_may_be_no_more(
-    counted: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(compiling, "KINDS", 1)
-    made = Compiled()
-    for name, taken in (("forward_kl", 2), ("reverse_kl", 2), ("forward_kl", 4)):
-        evaluated([term(name)], made)
-        assert len(counted) == taken
 
 
 def test_a_block_of_a_larger_vocabulary_is_smaller(counted: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,7 +263,7 @@ def test_a_teacher_at_another_temperature_is_refused_behind_one_that_is_not(coun
 
 
 def test_what_is_drawn_is_filled_up_where_it_is_no_multiple_and_only_there() -> None:
-    for draws, filled in ((1, 16), (15, 16), (16, 16), (17, 32), (32, 32)):
+    for draws, filled in ((1, 64), (63, 64), (64, 64), (65, 128), (128, 128)):
         said = Sampled(torch.ones(4, draws, dtype=torch.long), torch.full((4, draws), 0.5), 1.5)
         found = compiling._filled_up(pieces(said)).teacher
         assert isinstance(found, Sampled)
@@ -337,6 +320,23 @@ def test_an_infinite_logit_is_as_autograds() -> None:
     assert made.left == []
     assert all(part.isfinite().all() for part in found)
     same(found, evaluated(terms, None, says=says), 2e-6)
+
+
+@pytest.mark.parametrize("of", ["teacher", "text"])
+def test_an_id_beyond_the_vocabulary_is_autograds_to_refuse(counted: list[int], of: str) -> None:
+    """A compiled function would end the process."""
+
+    def says(live: Live) -> TeacherSignal:
+        found = sparse.top_k(live.head(live.hidden), 6)
+        if of == "teacher":
+            found.ids[0, 150, 2] = VOCAB + 3
+        return found
+
+    terms = [term("forward_kl"), term("cross_entropy", "tokens")]
+    error = ValueError if of == "teacher" else (IndexError, RuntimeError)
+    with pytest.raises(error):
+        evaluated(terms, Compiled(), says=says, beyond=of == "text")
+    assert len(counted) == 1  # the block before it
 
 
 def test_what_cannot_be_compiled_stays_as_it_is_and_says_why() -> None:

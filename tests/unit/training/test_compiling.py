@@ -67,20 +67,20 @@ class Timed:
 
 def test_a_short_training_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     timed = Timed(monkeypatch, 1e-3, 1e-4)
-    found = verdict([stream("forward_kl")], 49_152, 10_000, RUNTIME)
+    found = verdict([stream("forward_kl")], 49_152, 10_000, 10_000, RUNTIME)
     assert (found.pays, found.why, timed.asked) == (False, "", [])
 
 
 def test_one_whose_terms_take_little_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     timed = Timed(monkeypatch, 1e-5, 1e-6)
-    found = verdict([stream("forward_kl")], 49_152, 1_000_000, RUNTIME)
+    found = verdict([stream("forward_kl")], 49_152, 1_000_000, 10_000, RUNTIME)
     assert (found.pays, found.why, timed.asked) == (False, "", [False])
 
 
 @pytest.mark.parametrize(("after", "pays"), [(1.5e-4, True), (2.9e-4, False), (5e-4, False)])
 def test_it_pays_where_it_is_faster(monkeypatch: pytest.MonkeyPatch, after: float, pays: bool) -> None:
     timed = Timed(monkeypatch, 3e-4, after)
-    found = verdict([stream("forward_kl")], 49_152, 1_000_000, RUNTIME)
+    found = verdict([stream("forward_kl")], 49_152, 1_000_000, 10_000, RUNTIME)
     assert found.pays is pays
     assert ("2.0 times as fast" if pays else f"{3e-4 / after:.2f} times") in found.why
     assert timed.asked == [False, True]
@@ -90,22 +90,22 @@ def test_streams_count_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two of 20 seconds each are more than 30; a third that cannot be compiled is not tried."""
     timed = Timed(monkeypatch, 2e-4, 1e-4)
     three = [stream("forward_kl"), stream("reverse_kl"), stream("forward_kl", "unlikelihood")]
-    assert not verdict(three[1:], 49_152, 100_000, RUNTIME).pays
-    assert verdict(three, 49_152, 100_000, RUNTIME).pays
+    assert not verdict(three[1:], 49_152, 100_000, 10_000, RUNTIME).pays
+    assert verdict(three, 49_152, 100_000, 10_000, RUNTIME).pays
     assert timed.asked == [False, False, False, True, True]
 
 
 def test_streams_count_together_before_anything_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     timed = Timed(monkeypatch, 1e-2, 1e-3)
     enough = 20.0 / (49_152 * compiling.MOST_PER_LOGIT_S)  # positions of two streams, and of no single one
-    assert not verdict([stream("forward_kl")], 49_152, enough, RUNTIME).pays
+    assert not verdict([stream("forward_kl")], 49_152, enough, 10_000, RUNTIME).pays
     assert timed.asked == []
-    assert verdict([stream("forward_kl"), stream("reverse_kl")], 49_152, enough, RUNTIME).pays
+    assert verdict([stream("forward_kl"), stream("reverse_kl")], 49_152, enough, 10_000, RUNTIME).pays
 
 
 def test_where_there_is_no_compiler_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     Timed(monkeypatch, 3e-4, 1e-4, left="no working C++ compiler found")
-    found = verdict([stream("forward_kl")], 49_152, 1_000_000, RUNTIME)
+    found = verdict([stream("forward_kl")], 49_152, 1_000_000, 10_000, RUNTIME)
     assert not found.pays
     assert found.why == "terms are not compiled: no working C++ compiler found"
 
@@ -115,6 +115,29 @@ def test_a_trial_is_timed_for_every_signal(signal: Any) -> None:
     spec = stream("cross_entropy" if signal == "none" else "forward_kl", signal=signal)
     trial = compiling._Trial(spec, live(spec), 50, RUNTIME)
     assert 0 < trial.seconds(None, repeats=1) < 1
+
+
+@pytest.mark.parametrize(("at_once", "offered"), [(None, 2), (10_000, 2), (200, 1), (100, 0)])
+def test_a_trial_is_of_as_many_positions_as_a_micro_batch_has(at_once: int | None, offered: int) -> None:
+    """One too small for a block is compiled nowhere, and is as fast as it was."""
+    spec, maker = stream("forward_kl"), Offered()
+    compiling._Trial(spec, live(spec), 50, RUNTIME, at_once).seconds(maker, repeats=1)
+    assert len(maker.blocks) == 2 * offered
+
+
+def test_what_is_prepared_has_its_functions_and_has_taken_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: list[Any] = []
+
+    def make(_self: Compiled, terms: Any, block: Block, _tensors: Any) -> Any:
+        kinds.append((block.logits.shape, block.teacher and type(block.teacher)))
+        return lambda logits, *_: (torch.zeros(len(terms)),)
+
+    monkeypatch.setattr(Compiled, "_make", make)
+    spec = stream("forward_kl", "cross_entropy", signal={"name": "sampled", "draws": 30})
+    compiled, seconds = compiling.prepared(spec, 50, RUNTIME)
+    assert kinds == [((TEACHER_CHUNK, 50), Sampled)]
+    assert (compiled.num_taken, compiled.left) == (0, [])
+    assert seconds > 0
 
 
 class Offered(Compiled):
@@ -168,13 +191,13 @@ def test_positions_of_many_rows_are_told_from_the_first(monkeypatch: pytest.Monk
     monkeypatch.setattr(compiling, "LOOKED_AT", 3)
     rows = [Tokenised(str(at), (1,), (2,) * (at + 1), "", "", truncated=False) for at in range(30)]
     spec = {"student": "m", "streams": [{"signal": "none", "terms": [{"objective": "cross_entropy"}]}]}
-    assert positions_of(Stage.model_validate(spec | {"budget": {"epochs": 3}}), rows) == pytest.approx(3 * 30 * 2)
+    assert positions_of(Stage.model_validate(spec | {"budget": {"epochs": 3}}), rows, 1)[0] == pytest.approx(3 * 30 * 2)
 
 
 def test_positions_are_those_of_the_budget() -> None:
     rows = [Tokenised(str(at), (1,), (2,) * (at % 3 + 1), "", "", truncated=False) for at in range(30)]
 
-    def positions(**budget: float) -> float:
+    def positions(world_size: int = 1, /, **budget: float) -> tuple[float, int]:
         spec = {"objective": "cross_entropy"}
         given = {
             "student": "m",
@@ -182,9 +205,11 @@ def test_positions_are_those_of_the_budget() -> None:
             "budget": budget,
             "batch": {"size": 8},
         }
-        return positions_of(Stage.model_validate(given), rows)
+        return positions_of(Stage.model_validate(given), rows, world_size)
 
-    assert positions(steps=10) == pytest.approx(10 * 8 * 2)
-    assert positions(epochs=2) == pytest.approx(2 * 30 * 2)
-    assert positions(tokens=500) == 500
-    assert positions(seconds=1000) == 0
+    assert positions(steps=10) == (pytest.approx(10 * 8 * 2), 8 * 2)
+    assert positions(epochs=2) == (pytest.approx(2 * 30 * 2), 8 * 2)
+    assert positions(tokens=500) == (500, 8 * 2)
+    assert positions(seconds=1000) == (0, 8 * 2)
+    assert positions(2, steps=10) == (pytest.approx(10 * 4 * 2), 4 * 2)
+    assert positions(2, tokens=500) == (250, 4 * 2)
