@@ -47,7 +47,6 @@ docs: .venv/.installed-dev
 
 .venv/.installed-bench: .venv/.installed bench/requirements.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt -r bench/requirements.txt
-	$(BIN)/python -m pip install --quiet --no-deps liger-kernel==0.8.5  # its losses in plain torch do without Triton
 	touch $@
 
 clean:
