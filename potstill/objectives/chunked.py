@@ -307,29 +307,23 @@ def _add_chunk(
     """
     linear = positions.head.linear(positions.hidden[at].detach(), rooms[0])
     for block, teacher in positions.blocks(at, rooms[1]):
-        found = None
         if compiled and block.stop - block.start == positions.whole_block:
-            found = _in_one(compiled, shares, positions.chunk(linear[block], teacher, at, block), within(at, block))
-        if found is None:
-            leaf = linear[block].detach().requires_grad_(wanted)
-            with torch.set_grad_enabled(wanted):
-                total, found = _by_autograd(shares, positions.chunk(leaf, teacher, at, block), within(at, block))
-            if wanted:
-                linear[block] = torch.autograd.grad(total, leaf)[0]
-        values += found
+            chunk = positions.chunk(linear[block], teacher, at, block)
+            if (found := _in_one(compiled, shares, chunk, within(at, block))) is not None:
+                values += found
+                continue
+        leaf = linear[block].detach().requires_grad_(wanted)
+        total = values.new_zeros(())
+        with torch.set_grad_enabled(wanted):
+            chunk = positions.chunk(leaf, teacher, at, block)
+            for index, share in enumerate(shares):
+                term, (scale, part) = share.term, share.of(chunk, within(at, block))
+                value = (term.objective(*part.arguments(term), **part.settings(term)) * scale).sum()
+                values[index] += value.detach()
+                total = total + term.coefficient * value
+        if wanted:
+            linear[block] = torch.autograd.grad(total, leaf)[0]
     return linear
-
-
-def _by_autograd(shares: Sequence[_Share], chunk: Chunk, at: slice) -> tuple[Tensor, Tensor]:
-    """The total, through which gradient flows, and the terms' values."""
-    values = []
-    for share in shares:
-        term, (scale, part) = share.term, share.of(chunk, at)
-        values.append((term.objective(*part.arguments(term), **part.settings(term)) * scale).sum())
-    total = chunk.student_logits.new_zeros((), dtype=values[0].dtype)
-    for share, value in zip(shares, values, strict=True):
-        total = total + share.term.coefficient * value
-    return total, torch.stack(values).detach()
 
 
 def _in_one(compiled: Compiled, shares: Sequence[_Share], chunk: Chunk, at: slice) -> Tensor | None:

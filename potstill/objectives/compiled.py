@@ -85,7 +85,7 @@ class Compiled:
                 graph = make_fx(partial(_in_one, terms, block), tracing_mode="fake")(*tensors)
                 # In this process: the pool that torch would start stays behind it when it is killed.
                 found: InOne = written(graph, list(tensors), options={"compile_threads": 1})
-        except Exception as error:  # no compiler, or something that none can follow: it is faster, and not needed
+        except Exception as error:  # no compiler, or something that none can follow: autograd does without
             self.left.append((str(error).strip().splitlines() or [type(error).__name__])[0][:200])
             return None
         return found

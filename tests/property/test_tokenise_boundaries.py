@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, example, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -24,7 +24,8 @@ from tests.unit.data.conftest import CHAT_TEMPLATE, TEXT, make_tokenizer
 
 Made = tuple[Any, int]  # a tokenizer, and how many tokens it puts after a text
 LOOSE = 100_000
-several = settings(max_examples=25, deadline=None)
+# Some tokenizers lose much of what is drawn, which a test then passes over.
+several = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 
 # --- texts ------------------------------------------------------------------------------------------------------------
 

@@ -75,7 +75,7 @@ def _seconds(
     if "untouched" not in found.bench.recipe.stage.evaluation.leave_out:
         yield "measuring_untouched", _evaluation(found, found.student)
     yield "teacher_text", text
-    if compiling := found.seconds["compiling"]:
+    if compiling := found.seconds.get("compiling"):
         yield "compiling", compiling
     yield "training", cost.seconds
     yield "validations", validations(steps, every) * _validation(found) + _first_validation(found)

@@ -299,6 +299,9 @@ def test_a_signal_stops_the_command_and_the_same_goes_on(
 ) -> None:
     def reply(before: int, question: str) -> Turn:
         if question == "3" and before == 0:
+            until = time.monotonic() + 10
+            while ids(out) != ALL[:3] and time.monotonic() < until:
+                time.sleep(0.01)  # the one before was answered, and may be about to be written down
             os.kill(os.getpid(), number)
             time.sleep(0.5)
         return said()
